@@ -1,0 +1,397 @@
+/** From a file to an attached device: everything checked before, verified after, undone when it fails. */
+
+import { addDevice, getFree, openControl, removeDevice, tries } from './allocate.ts'
+import {
+  type BackingFile,
+  type Bytes,
+  checkBackingFile,
+  checkBlockSize,
+  checkBoolean,
+  checkBytes,
+  checkLoopNumber,
+  checkOptions,
+  checkReference,
+  wrongType,
+  wrongValue,
+} from './arguments.ts'
+import { type Backing, openBacking } from './backing.ts'
+import { configure, type Settings, verify } from './configure.ts'
+import { backoff, checkDeadline, Deadline } from './deadline.ts'
+import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
+import { devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
+import { binding } from './kernel/binding.ts'
+import { observeDiskSeq, pageSize } from './kernel/features.ts'
+import { close, isNodeNewerThan, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import type { LoopInfo64 } from './kernel/uapi.ts'
+import { type ControlLock, lockControl } from './lock.ts'
+import { openHandle } from './open.ts'
+import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
+import { explain, type Failure, type OpenRole } from './reasons.ts'
+
+/** How to attach. Everything is optional; `undefined` counts as absent. */
+export interface AttachOptions {
+  /**
+   * Default false. A file that cannot be opened for writing is then an error (`backing-not-writable`), never a silent
+   * read-only device. A descriptor's own access mode decides where this is not given.
+   */
+  readOnly?: boolean | undefined
+  /** Where in the file the device begins, in bytes. Default 0. */
+  offset?: Bytes | undefined
+  /** How many bytes of the file the device shows at most. Default 0: to its end. */
+  sizeLimit?: Bytes | undefined
+  /** Logical block size in bytes: a power of two from 512 to the page size. Default: the kernel's choice. */
+  blockSize?: number | undefined
+  /**
+   * Bypass the page cache for the backing file. `true`: an error (`direct-io-unavailable`) where the kernel cannot;
+   * `'prefer'`: buffered instead. Default false.
+   */
+  directIO?: boolean | 'prefer' | undefined
+  /** Let the kernel look for partitions, /dev/loopNpM. Default false. */
+  partscan?: boolean | undefined
+  /** The kernel detaches the device when its last user closes it, even after `kill -9`. Default true. */
+  autoclear?: boolean | undefined
+  /** This /dev/loopN, 0 to 1048575, made if there is none. Default: any free one. */
+  number?: number | undefined
+  /**
+   * What to do where another attachment takes some of the same bytes of the file, and either of them can write.
+   * `'refuse'`, the default: rejects with `overlap`. `'allow'`: nothing is checked. `'reuse'`: an attachment of the same
+   * file, offset, size limit and `readOnly` (and block size and number, if given) is opened and returned, with
+   * `owned: false`; without one a fresh attach; any other overlap is refused.
+   */
+  overlap?: 'refuse' | 'allow' | 'reuse' | undefined
+  /** `lo_file_name`: a tag of your own, at most 63 bytes. */
+  reference?: string | undefined
+  /**
+   * A stack of two loop devices, for filesystems that a change of the backing file would shut down: ext4 or xfs is
+   * mounted from the upper one, which is the device returned, and the change happens in the lower one. Needs
+   * `readOnly: true`. Default false.
+   */
+  swappable?: boolean | undefined
+  /** Gives up, undoes what had been done, and rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+  /** Milliseconds for the whole of it; 0: one try. Default 10 000. */
+  timeout?: number | undefined
+}
+
+export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
+  'readOnly',
+  'offset',
+  'sizeLimit',
+  'blockSize',
+  'directIO',
+  'partscan',
+  'autoclear',
+  'number',
+  'overlap',
+  'reference',
+  'swappable',
+  'signal',
+  'timeout',
+]
+
+/** The options, checked and complete. */
+export interface Wanted extends Omit<Settings, 'readOnly'> {
+  /** Undefined: the descriptor decides. */
+  readOnly: boolean | undefined
+  number: number | undefined
+  overlap: 'refuse' | 'allow' | 'reuse'
+}
+
+/**
+ * Attaches `file` to a device and returns the handle that owns it.
+ *
+ * @throws TypeError, RangeError, LoopError, or the signal's reason
+ */
+export async function attachFile(file: BackingFile, options?: AttachOptions): Promise<Handle> {
+  const given = checkOptions(options, OPTION_NAMES)
+  const argument = checkBackingFile(file)
+  const wanted = checkWanted(given)
+  const deadline = checkDeadline(given, 10_000)
+  assertSupported()
+  if (wanted.blockSize !== undefined) checkBlockSize('blockSize', wanted.blockSize, pageSize())
+  deadline.throwIfAborted()
+
+  const backing = await openBacking(argument, wanted.readOnly, deadline)
+  try {
+    deadline.throwIfAborted()
+    return await new Attachment(backing, wanted, deadline).run()
+  } finally {
+    await backing.close()
+  }
+}
+
+/** @throws TypeError, RangeError */
+export function checkWanted(given: AttachOptions): Wanted {
+  const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, autoclear, number, overlap, reference } = given
+  if (directIO !== undefined && directIO !== 'prefer' && typeof directIO !== 'boolean') {
+    throw wrongType('directIO', "a boolean or 'prefer'", directIO)
+  }
+  if (overlap !== undefined && !['refuse', 'allow', 'reuse'].includes(overlap)) {
+    throw wrongValue('overlap', "must be 'refuse', 'allow' or 'reuse'")
+  }
+  return {
+    readOnly: readOnly === undefined ? undefined : checkBoolean('readOnly', readOnly),
+    offset: offset === undefined ? 0n : checkBytes('offset', offset),
+    sizeLimit: sizeLimit === undefined ? 0n : checkBytes('sizeLimit', sizeLimit),
+    blockSize: blockSize === undefined ? undefined : checkBlockSize('blockSize', blockSize, 65_536),
+    directIO: directIO ?? false,
+    partscan: partscan === undefined ? false : checkBoolean('partscan', partscan),
+    autoclear: autoclear === undefined ? true : checkBoolean('autoclear', autoclear),
+    number: number === undefined ? undefined : checkLoopNumber(number),
+    reference: reference === undefined ? '' : checkReference(reference),
+    overlap: overlap ?? 'refuse',
+  }
+}
+
+/** One try at one device that failed, in a way that another try, perhaps at another device, may not. */
+interface Refused {
+  failure: Failure
+  role?: OpenRole
+  reason: LoopErrorReason
+}
+
+/** How often a device may refuse for the same reason before that is taken for lasting. */
+const CHANCES = 3
+
+/** The work on one attachment, from a free number to a verified handle. */
+class Attachment {
+  readonly #backing: Backing
+  readonly #wanted: Wanted
+  readonly #settings: Settings
+  readonly #deadline: Deadline
+  #control = -1
+  /** Made on the way, to be removed again if the attach fails. */
+  readonly #made = new Set<number>()
+  /** Refusals of the same device for the same reason, in a row. */
+  #refused = { number: -1, reason: 'unknown' as LoopErrorReason, times: 0 }
+
+  constructor(backing: Backing, wanted: Wanted, deadline: Deadline) {
+    this.#backing = backing
+    this.#wanted = wanted
+    this.#settings = { ...wanted, readOnly: wanted.readOnly === true || !backing.writable }
+    this.#deadline = deadline
+  }
+
+  async run(): Promise<Handle> {
+    try {
+      await this.#openControl()
+      return await this.#tryUntilDone()
+    } catch (error) {
+      await this.#removeMade()
+      throw error
+    } finally {
+      if (this.#control >= 0) await close(this.#control)
+    }
+  }
+
+  async #tryUntilDone(): Promise<Handle> {
+    for (let attempt = 1; ; attempt++) {
+      const result = await this.#tryOnce()
+      if (result instanceof Handle) return result
+      if (!(await this.#deadline.pause(backoff(attempt)))) throw this.#giveUp(result, attempt)
+    }
+  }
+
+  async #tryOnce(): Promise<Handle | Refused> {
+    // Held from before the look for overlaps until after LOOP_CONFIGURE
+    const lock = await lockControl(this.#control, this.#deadline)
+    try {
+      const shared = await this.#findShared()
+      if (shared) return shared
+      const number = await this.#choose()
+      const result = await this.#tryDevice(number, lock)
+      if (!(result instanceof Handle)) this.#remember(number, result)
+      return result
+    } finally {
+      lock.release()
+    }
+  }
+
+  #remember(number: number, { failure, role, reason }: Refused): void {
+    const again = this.#refused.number === number && this.#refused.reason === reason
+    this.#refused = { number, reason, times: again ? this.#refused.times + 1 : 1 }
+    if (reason === 'node-missing' && this.#refused.times === CHANCES) throw explain(failure, role)
+  }
+
+  /** The attachment to be used in place of a new one. */
+  async #findShared(): Promise<Handle | undefined> {
+    const { overlap } = this.#wanted
+    if (overlap === 'allow') return undefined
+    const found = await findAttachments(this.#backing)
+    this.#deadline.throwIfAborted()
+    if (overlap === 'reuse') {
+      for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
+        const handle = await this.#share(candidate)
+        if (handle) return handle
+      }
+    }
+    this.#refuseConflict(found)
+    return undefined
+  }
+
+  #isAsWanted(other: Found): boolean {
+    const { number, blockSize } = this.#wanted
+    const claim: Claim = this.#settings
+    return (
+      other.offset === claim.offset &&
+      other.sizeLimit === claim.sizeLimit &&
+      other.readOnly === claim.readOnly &&
+      (number === undefined || other.number === number) &&
+      (blockSize === undefined || other.blockSize === blockSize)
+    )
+  }
+
+  /** Opened first, so that it cannot go any more, and then looked at once more; undefined where it went before. */
+  async #share({ number, diskSeq }: Found): Promise<Handle | undefined> {
+    let handle: Handle
+    try {
+      handle = await openHandle(diskSeq === undefined ? { number } : { number, diskSeq })
+    } catch (error) {
+      if (LoopError.is(error, 'permission') || LoopError.is(error, 'resources')) throw error
+      return undefined
+    }
+    let isShared = false
+    try {
+      const still = (await scanAttachments(this.#backing)).find((other) => other.number === number)
+      isShared = still !== undefined && this.#isAsWanted(still)
+      return isShared ? handle : undefined
+    } finally {
+      if (!isShared) await handle.close()
+    }
+  }
+
+  #refuseConflict(found: Found[]): void {
+    const other = found.find((candidate) => conflicts(candidate, this.#settings))
+    if (!other) return
+    const { number } = this.#wanted
+    const path = number === undefined ? this.#backing.path : devicePath(number)
+    throw overlapError('LOOP_CONFIGURE', path, this.#backing, other)
+  }
+
+  /** Where the lock was not held, two may have looked before either attached: the newer one gives way. */
+  async #giveWay(fd: number, number: number): Promise<void> {
+    const diskSeq = readDiskSeq(fd) ?? 0
+    const others = (await scanAttachments(this.#backing)).filter((other) => other.number !== number)
+    this.#refuseConflict(others.filter((other) => (other.diskSeq ?? 0) <= diskSeq))
+  }
+
+  #giveUp({ failure, role }: Refused, attempt: number): LoopError {
+    const error = explain({ ...failure, effort: tries(attempt) }, role)
+    if (this.#wanted.number !== undefined) return error
+    // With a free choice of devices every refusal was another device's: what is left to say is that they all were taken.
+    return new LoopError({
+      reason: 'contention',
+      errno: error.errno,
+      syscall: error.syscall,
+      ioctl: error.ioctl,
+      path: error.path,
+      backingFile: error.backingFile,
+      detail: `every free device was taken by somebody else first (${attempt} attempts)`,
+      cause: error,
+    })
+  }
+
+  /** The number of the device to try next; it exists, or did a moment ago. */
+  async #choose(): Promise<number> {
+    const { number } = this.#wanted
+    if (number !== undefined) {
+      if (!sysfs.deviceExists(number)) await this.#make(number)
+      return number
+    }
+    const [before, since] = [sysfs.countBlockDevices(), Date.now()]
+    const free = await getFree(this.#control)
+    // Free, yet it refuses: somebody holds it exclusively, and LOOP_CTL_GET_FREE would offer it for ever.
+    const { number: refused, reason, times } = this.#refused
+    if (free === refused && reason === 'in-use' && times >= CHANCES) return this.#make()
+    // One device more can be anybody's: the node tells whether it is this one.
+    if (sysfs.countBlockDevices() > before && isNodeNewerThan(devicePath(free), since)) this.#made.add(free)
+    return free
+  }
+
+  async #make(number?: number): Promise<number> {
+    try {
+      const made = await addDevice(this.#control, number)
+      this.#made.add(made)
+      return made
+    } catch (error) {
+      // Another process was faster; that it exists is all that is wanted.
+      if (number !== undefined && LoopError.is(error, 'device-exists')) return number
+      throw error
+    }
+  }
+
+  /** A device that was asked for by number can be had without it. */
+  async #openControl(): Promise<void> {
+    try {
+      this.#control = await openControl()
+    } catch (error) {
+      const { number } = this.#wanted
+      if (number === undefined || !sysfs.deviceExists(number)) throw error
+    }
+  }
+
+  /** A failed attach leaves no device behind. Whoever took one of them meanwhile keeps it. */
+  async #removeMade(): Promise<void> {
+    for (const number of this.#made) {
+      try {
+        await removeDevice(this.#control, number, new Deadline(0))
+      } catch {
+        // in use by another, or gone
+      }
+    }
+  }
+
+  async #tryDevice(number: number, lock: ControlLock): Promise<Handle | Refused> {
+    // A descriptor that is open for reading only makes the kernel attach read-only.
+    const fd = await openDevice(number, this.#settings.readOnly ? O_RDONLY : O_RDWR)
+    if (fd < 0) return this.#classify({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
+    const target = { number, fd, backing: this.#backing, settings: this.#settings }
+    let attached = false
+    try {
+      this.#assertInTime(number)
+      const diskSeq = readDiskSeq(fd)
+      const failure = await configure(target, this.#deadline)
+      if (failure) return this.#classify(failure)
+      attached = true
+      lock.release()
+      this.#deadline.throwIfAborted()
+      observeDiskSeq(diskSeq, readDiskSeq(fd))
+      if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
+      const info = await verify(target)
+      this.#deadline.throwIfAborted()
+      return await this.#makeHandle(number, info)
+    } catch (error) {
+      // Only what was attached here: otherwise this would detach the winner of the race.
+      if (attached) await binding().loopClrFd(fd)
+      throw error
+    } finally {
+      await close(fd)
+    }
+  }
+
+  /** The last moment at which giving up costs nothing. */
+  #assertInTime(number: number): void {
+    this.#deadline.throwIfAborted()
+    if (!this.#deadline.isOver) return
+    throw refusal('timeout', 'ioctl', 'the time was up before anything failed', { path: devicePath(number) })
+  }
+
+  /** With a descriptor of its own, opened before the writable one is closed: autoclear fires where there is none. */
+  async #makeHandle(number: number, info: LoopInfo64): Promise<Handle> {
+    const fd = await openDevice(number, O_RDONLY)
+    if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
+    return new Handle(number, fd, { owned: true, backing: info })
+  }
+
+  /** A failure that will stay is thrown; one that may pass is returned. */
+  #classify(failure: Failure, role?: OpenRole): Refused {
+    const error = explain(failure, role)
+    const passes =
+      MAY_PASS.has(error.reason) || (error.reason === 'already-attached' && this.#wanted.number === undefined)
+    if (!passes) throw error
+    return { failure, reason: error.reason, ...(role && { role }) }
+  }
+}
+
+const MAY_PASS = new Set<LoopErrorReason>(['detaching', 'in-use', 'dirty-cache', 'no-such-device', 'node-missing'])

@@ -1,0 +1,161 @@
+/** What the command reads and writes: sizes, tables, JSON, errors, exit codes, signals. */
+
+import { CommanderError, InvalidArgumentError } from 'commander'
+import { LoopError } from '../errors.ts'
+
+export const EXIT_FAILED = 1
+export const EXIT_USAGE = 2
+export const EXIT_INTERRUPTED = 130
+
+/** Thrown where everything has been said already. */
+export class Exit extends Error {
+  readonly status: number
+
+  constructor(status: number) {
+    super(`exit ${status}`)
+    this.status = status
+  }
+}
+
+/** Ctrl-C or a request to end. */
+class Interrupted extends Error {}
+
+/** Options whose value is optional, and is one only after `=`: commander would take the next word for it. */
+const OPTIONAL_VALUES = new Set(['--direct-io'])
+
+/** What is for this command: the words up to `--`. */
+export function ownWords(words: string[]): string[] {
+  const end = words.indexOf('--')
+  return end < 0 ? words : words.slice(0, end)
+}
+
+/** `--direct-io FILE` becomes `--direct-io=true FILE`; nothing after `--` is touched. */
+export function splitOptionalValues(words: string[]): string[] {
+  // `set --direct-io on` has a value always
+  if (words[0] === 'set') return words
+  const own = ownWords(words)
+  return [...own.map((word) => (OPTIONAL_VALUES.has(word) ? `${word}=true` : word)), ...words.slice(own.length)]
+}
+
+// A reader that went away is told to whoever writes; it must not end the process before that has undone its work.
+process.stdout.on('error', () => {})
+process.stderr.on('error', () => {})
+
+/** Resolves when the text has been written; rejects where nobody reads it. */
+export function print(text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(text, (error) => (error ? reject(error) : resolve()))
+  })
+}
+
+export function printJson(value: unknown): Promise<void> {
+  return print(`${JSON.stringify(value)}\n`)
+}
+
+export function warn(text: string): void {
+  process.stderr.write(`loopctl: ${printable(text)}\n`)
+}
+
+/** A file name can hold anything; a terminal must not obey it. */
+export function printable(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`)
+}
+
+/** Columns as wide as their widest cell; numbers to the right. */
+export function table(head: string[], rows: (string | number)[][]): string {
+  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => String(row[i]).length)))
+  const line = (cells: (string | number)[]) =>
+    cells
+      .map((cell, i) => {
+        const numeric = typeof rows[0]?.[i] === 'number'
+        const width = widths[i] ?? 0
+        return numeric ? String(cell).padStart(width) : String(cell).padEnd(width)
+      })
+      .join('  ')
+      .trimEnd()
+  return [head, ...rows].map((cells) => `${line(cells)}\n`).join('')
+}
+
+const UNITS = ['K', 'M', 'G', 'T', 'P']
+
+/** `4096`, `1M` and `1MiB` (powers of 1024), `1MB` (of 1000): bytes. */
+export function parseSize(text: string): number {
+  const match = /^(\d+)(?:([KMGTP])(iB|B)?)?$/i.exec(text)
+  if (!match) throw new InvalidArgumentError('A size is a whole number of bytes, or one with K, M, G, T or P.')
+  const [, digits = '', unit, suffix] = match
+  const power = unit === undefined ? 0 : UNITS.indexOf(unit.toUpperCase()) + 1
+  const base = suffix?.toLowerCase() === 'b' ? 1000 : 1024
+  const bytes = Number(digits) * base ** power
+  if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError('That is more than a file can have.')
+  return bytes
+}
+
+export function parseWholeNumber(text: string): number {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError('A whole number is wanted.')
+  return Number(text)
+}
+
+/** `7`, `loop7` or `/dev/loop7`. */
+export function parseDevice(text: string): number {
+  const digits = /^(?:(?:\/dev\/)?loop)?(\d+)$/.exec(text)?.[1]
+  if (digits === undefined) throw new InvalidArgumentError('A device is 7, loop7 or /dev/loop7.')
+  return Number(digits)
+}
+
+export function parseDevices(text: string, before: number[] = []): number[] {
+  return [...before, parseDevice(text)]
+}
+
+export function parseSwitch(text: string): boolean {
+  if (text !== 'on' && text !== 'off') throw new InvalidArgumentError('It is on or off.')
+  return text === 'on'
+}
+
+/** Runs with a signal that Ctrl-C, SIGTERM and SIGHUP abort; a second one ends the process at once. */
+export async function interruptible<T>(operation: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const controller = new AbortController()
+  const interrupt = () => {
+    if (controller.signal.aborted) process.exit(EXIT_INTERRUPTED)
+    controller.abort(new Interrupted())
+  }
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+  for (const signal of signals) process.on(signal, interrupt)
+  try {
+    return await operation(controller.signal)
+  } finally {
+    for (const signal of signals) process.off(signal, interrupt)
+  }
+}
+
+/** Says what went wrong in one line, and what to do about it in another; sets the exit status. */
+export function fail(error: unknown, json: boolean): void {
+  process.exitCode = report(error, json)
+}
+
+/** The exit status that goes with the error, which is written to stderr. */
+export function report(error: unknown, json: boolean): number {
+  if (error instanceof Exit) return error.status
+  if (error instanceof Interrupted) return EXIT_INTERRUPTED
+  // Commander has written the message, or the help that was asked for.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE
+  if (json) {
+    process.stderr.write(`${JSON.stringify({ error: describe(error) })}\n`)
+  } else {
+    warn(error instanceof Error ? error.message : String(error))
+    if (LoopError.is(error) && error.hint !== undefined) process.stderr.write(`hint: ${printable(error.hint)}\n`)
+  }
+  return isWrongArgument(error) ? EXIT_USAGE : EXIT_FAILED
+}
+
+function describe(error: unknown): object {
+  if (!(error instanceof Error)) return { message: String(error) }
+  return { ...Object.fromEntries(Object.entries(error)), name: error.name, message: error.message }
+}
+
+function isWrongArgument(error: unknown): boolean {
+  return (
+    (error instanceof TypeError || error instanceof RangeError) &&
+    'code' in error &&
+    String(error.code).startsWith('ERR_')
+  )
+}

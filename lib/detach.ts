@@ -1,0 +1,245 @@
+/** Letting go of a device, and knowing whether it went: LOOP_CLR_FD answering 0 does not mean detached. */
+
+import { constants } from 'node:os'
+import { tries } from './allocate.ts'
+import { checkBoolean, checkOptions } from './arguments.ts'
+import { backoff, checkDeadline, type Deadline } from './deadline.ts'
+import { LoopError, refusal } from './errors.ts'
+import { type Handle, type Info, openDevice } from './handle.ts'
+import { describeHolders, findHolders, type Holder } from './holders.ts'
+import { binding } from './kernel/binding.ts'
+import { canAdministrate } from './kernel/capabilities.ts'
+import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
+import { findSwappableLower } from './stack.ts'
+
+const { EACCES, EBUSY, ENXIO, EPERM } = constants.errno
+
+export interface DetachOptions {
+  /** Hand the device to the kernel, which detaches it when its last user closes it. Default false. */
+  lazy?: boolean | undefined
+  /** Milliseconds to wait for what passes by itself, such as a udev probe; 0: one try. Default 5 000. */
+  timeout?: number | undefined
+  /** Gives up and rejects with the signal's reason; the device stays attached. */
+  signal?: AbortSignal | undefined
+}
+
+/** `deferred`: somebody else still uses it; the kernel detaches it when the last of them closes it. */
+export type DetachResult = 'detached' | 'deferred'
+
+/** Detaches and closes the handle. When it rejects, the handle stays open and the attachment as it was. */
+export async function detach(handle: Handle, options?: DetachOptions): Promise<DetachResult> {
+  const given = checkOptions(options, ['lazy', 'timeout', 'signal'])
+  const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
+  const deadline = checkDeadline(given, 5_000)
+  return handle.run(() => {
+    deadline.throwIfAborted()
+    return lazy ? detachLazily(handle) : detachStrictly(handle, deadline)
+  })
+}
+
+async function detachStrictly(handle: Handle, deadline: Deadline): Promise<DetachResult> {
+  const lower = await lowerOf(handle)
+  for (let attempt = 1; ; attempt++) {
+    const outcome = await tryExclusively(handle)
+    if (outcome === 'going') return confirm([handle, ...lower], deadline)
+    const holders = await holdersOf(handle)
+    // Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves.
+    const lasting = outcome === 'held' || holders.some(({ kind }) => kind === 'loop')
+    if (lasting || !(await deadline.pause(backoff(attempt)))) throw inUse(handle, holders, attempt)
+  }
+}
+
+/**
+ * One try that either detaches or leaves everything as it was. With the only other descriptor of ours closed and an
+ * exclusive one open, the kernel's answer to LOOP_CLR_FD tells: gone, or deferred because of somebody's plain open.
+ */
+async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opened'> {
+  const before = await handle.readInfo()
+  const autoclear = (before.info.flags & LO_FLAGS_AUTOCLEAR) !== 0
+  const exclusive = await openExclusively(handle, autoclear)
+  if (exclusive === -EBUSY) return 'held'
+  if (exclusive < 0) throw handle.explain('open', exclusive)
+
+  try {
+    await flush(handle, before)
+    handle.assertOpen()
+  } catch (error) {
+    await close(exclusive)
+    throw error
+  }
+  const plain = handle.descriptor
+  handle.replaceDescriptor(exclusive)
+  await close(plain)
+  const requested = await binding().loopClrFd(exclusive)
+  const bytes = newInfo()
+  const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
+  if (answer === -ENXIO) {
+    await handle.closeNow()
+    return 'going'
+  }
+  // Where detachSync() came meanwhile, the deferred detach is what is wanted
+  handle.assertOpen()
+  await takeBack(handle, exclusive, autoclear)
+  return 'opened'
+}
+
+/**
+ * An exclusive descriptor; EBUSY where somebody holds the device for good. Where autoclear is off, a deferred detach
+ * has to be taken back with LOOP_SET_STATUS64: whether that will be allowed is made sure of before.
+ *
+ * @throws `permission`
+ */
+async function openExclusively(handle: Handle, autoclear: boolean): Promise<number> {
+  if (autoclear) return openDevice(handle.number, O_RDONLY | O_EXCL)
+  const writable = await openDevice(handle.number, O_RDWR | O_EXCL)
+  if (writable !== -EACCES && writable !== -EPERM) return writable
+  if (!canAdministrate()) throw handle.explain('open', writable)
+  return openDevice(handle.number, O_RDONLY | O_EXCL)
+}
+
+/** Cancels a deferred detach and goes back to a plain descriptor, opened before the exclusive one is closed. */
+async function takeBack(handle: Handle, exclusive: number, autoclear: boolean): Promise<void> {
+  if (!autoclear) await clearAutoclear(handle)
+  const plain = await openDevice(handle.number, O_RDONLY)
+  // No descriptor to be had: the exclusive one serves, and is better than none.
+  if (plain < 0) throw handle.explain('open', plain)
+  handle.replaceDescriptor(plain)
+  await close(exclusive)
+}
+
+/** Read, checked to be ours, and written back without the flag. Works under a mount. */
+async function clearAutoclear(handle: Handle): Promise<void> {
+  const { bytes, info } = await handle.readInfo()
+  if ((info.flags & LO_FLAGS_AUTOCLEAR) === 0) return
+  handle.assertOpen()
+  patchInfo(bytes, { flags: info.flags & ~LO_FLAGS_AUTOCLEAR })
+  const answer = await handle.write('loopSetStatus64', bytes)
+  if (answer < 0) throw handle.explain('LOOP_SET_STATUS64', answer)
+  await handle.renewDetach()
+}
+
+/** What is written and not yet in the file: between LOOP_CLR_FD and the last close it could not be any more. */
+async function flush(handle: Handle, { info }: Info): Promise<void> {
+  if ((info.flags & LO_FLAGS_READ_ONLY) !== 0) return
+  const answer = await fsync(handle.descriptor)
+  if (answer < 0) throw handle.explain('fsync', answer)
+}
+
+async function detachLazily(handle: Handle): Promise<DetachResult> {
+  await flush(handle, await handle.readInfo())
+  const answer = await binding().loopClrFd(handle.descriptor)
+  if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
+  await handle.closeNow()
+  return isStillAttached(handle) ? 'deferred' : 'detached'
+}
+
+/** For exit handlers: never waits. With an operation in flight that one keeps the descriptor until it ends. */
+export function detachSync(handle: Handle): DetachResult {
+  if (handle.isClosing) throw handle.closedError()
+  try {
+    requestDetachSync(handle)
+  } catch (error) {
+    // A detach in flight has asked for it already.
+    if (!handle.isRunning || !(LoopError.is(error, 'not-attached') || LoopError.is(error, 'detaching'))) throw error
+  }
+  return handle.closeSync() && !isStillAttached(handle) ? 'detached' : 'deferred'
+}
+
+function requestDetachSync(handle: Handle): void {
+  const { info } = handle.readInfoSync()
+  if ((info.flags & LO_FLAGS_READ_ONLY) === 0) {
+    const flushed = fsyncSync(handle.descriptor)
+    if (flushed < 0) throw handle.explain('fsync', flushed)
+  }
+  const answer = binding().loopClrFdSync(handle.descriptor)
+  if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
+}
+
+/** The last close has detached it, unless a child process that is just being started still has the descriptor. */
+async function confirm(attachments: Attachment[], deadline: Deadline): Promise<DetachResult> {
+  try {
+    for (let attempt = 1; attachments.some(isStillAttached); attempt++) {
+      if (!(await deadline.pause(backoff(attempt)))) return 'deferred'
+    }
+    return 'detached'
+  } catch {
+    // Aborted, but it is asked for and cannot be taken back.
+    return 'deferred'
+  }
+}
+
+type Attachment = Pick<Handle, 'number' | 'ref'>
+
+/** The lower device of a stack goes with the upper one. */
+async function lowerOf(handle: Handle): Promise<Attachment[]> {
+  const number = await findSwappableLower(handle)
+  if (number === undefined) return []
+  const diskSeq = sysfs.readDiskSeqSync(number)
+  return [{ number, ref: { number, ...(diskSeq !== undefined && { diskSeq }) } }]
+}
+
+/** The same attachment, that is: another's of the same device is none of ours. */
+function isStillAttached({ number, ref }: Attachment): boolean {
+  if (!sysfs.isBound(number)) return false
+  const diskSeq = sysfs.readDiskSeqSync(number)
+  return diskSeq === undefined || diskSeq === ref.diskSeq
+}
+
+async function holdersOf(handle: Handle): Promise<Holder[]> {
+  const holders = await findHolders(handle.number, [handle.descriptor])
+  return holders.length > 0 ? holders : [{ device: handle.path, kind: 'unknown' }]
+}
+
+function inUse(handle: Handle, holders: Holder[], attempt: number): LoopError {
+  const effort = tries(attempt)
+  const detail = describeHolders(holders) + (effort === undefined ? '' : ` (${effort})`)
+  return refusal('in-use', 'ioctl', detail, {
+    path: handle.path,
+    ioctl: 'LOOP_CLR_FD',
+    holders,
+    hint: 'let go of it there, or detach with lazy: true to have the kernel do it when the last user is done',
+  })
+}
+
+/** Keeps the attachment when this process ends, and closes the handle. Resolves to the device's path. */
+export async function release(handle: Handle): Promise<string> {
+  return handle.run(async () => {
+    await clearAutoclear(handle)
+    await handle.closeNow()
+    return handle.path
+  })
+}
+
+/** Never waits: what was attached by the handle is detached, lazily where it is held; what was opened is closed. */
+export async function dispose(handle: Handle): Promise<void> {
+  if (handle.owned) {
+    try {
+      await detach(handle, { lazy: true })
+    } catch (error) {
+      if (!isNothingLeft(error)) throw error
+    } finally {
+      await handle.close()
+    }
+  }
+  await handle.close()
+}
+
+export function disposeSync(handle: Handle): void {
+  if (handle.owned && !handle.isClosing) {
+    try {
+      detachSync(handle)
+    } catch (error) {
+      if (!isNothingLeft(error)) throw error
+    } finally {
+      handle.closeSync()
+    }
+  }
+  handle.closeSync()
+}
+
+/** Detached, released or taken by another already: nothing of ours is left to be disposed. */
+function isNothingLeft(error: unknown): boolean {
+  return LoopError.is(error) && ['closed', 'not-attached', 'detaching', 'replaced'].includes(error.reason)
+}

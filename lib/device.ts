@@ -1,0 +1,228 @@
+import type { AttachOptions } from './attach.ts'
+import type { BackingFile } from './arguments.ts'
+import { changeBackingFile, type ChangeOptions } from './change.ts'
+import { detach, detachSync, type DetachOptions, type DetachResult, dispose, disposeSync, release } from './detach.ts'
+import type { Handle, LoopRef } from './handle.ts'
+import { findHolders, type Holder } from './holders.ts'
+import { migrate, type MigrateOptions, type MigrateResult } from './migrate.ts'
+import { type DeviceRef, openHandle, type OpenOptions } from './open.ts'
+import { attachPlainOrStack } from './stack.ts'
+import {
+  flush,
+  type LoopStatus,
+  readStatus,
+  refreshCapacity,
+  setBlockSize,
+  setDirectIO,
+  setStatus,
+  type StatusChange,
+} from './status.ts'
+
+let create: (handle: Handle) => LoopDevice
+
+/**
+ * A loop device in use: made by {@link attach}, which owns the attachment, or by {@link open}, which does not.
+ *
+ * Operations of one device run one after another. After detach, release or close every method rejects with reason
+ * `closed`. Where the device was taken over by another attachment meanwhile, they reject with `replaced` and touch
+ * nothing.
+ */
+export class LoopDevice implements AsyncDisposable, Disposable {
+  readonly #handle: Handle
+
+  static {
+    create = (handle) => new LoopDevice(handle)
+  }
+
+  private constructor(handle: Handle) {
+    this.#handle = handle
+  }
+
+  /** The N of /dev/loopN. */
+  get number(): number {
+    return this.#handle.number
+  }
+
+  /** `/dev/loopN`. */
+  get path(): string {
+    return this.#handle.path
+  }
+
+  /** A descriptor of the device, open for reading; -1 once closed. It stays the handle's: do not close it. */
+  get fd(): number {
+    return this.#handle.fd
+  }
+
+  /** Plain JSON that names this attachment; give it to {@link open}, also in another process. */
+  get ref(): LoopRef {
+    return this.#handle.ref
+  }
+
+  /** Attached by this handle, and so detached when it is disposed. */
+  get owned(): boolean {
+    return this.#handle.owned
+  }
+
+  /**
+   * What is in effect now: LOOP_GET_STATUS64 and sysfs.
+   *
+   * @throws LoopError `not-attached`, `replaced`, `closed`
+   */
+  status(): Promise<LoopStatus> {
+    return readStatus(this.#handle)
+  }
+
+  /**
+   * Changes what is named and keeps every other bit: LOOP_SET_STATUS64. It works on a mounted device too, and freezes
+   * its queue for some 20 ms.
+   *
+   * @throws LoopError `not-attached`, `replaced`, `permission`, `dirty-cache` (kernels up to 5.17), `closed`
+   */
+  setStatus(change: StatusChange): Promise<void> {
+    return setStatus(this.#handle, change)
+  }
+
+  /**
+   * Changes the backing file of a read-only device under its users: LOOP_CHANGE_FD. The new file has to show exactly
+   * as many bytes after offset and size limit; that they are the same bytes is checked with `verify: true`. The
+   * direct I/O setting stays. Of a stack (`swappable`) the lower device is changed.
+   *
+   * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (mounted
+   *   with another filesystem than squashfs or erofs, and not `force`), `no-such-file`, `not-a-file-or-block-device`, `backed-by-itself`, `backing-loop-not-attached`,
+   *   `not-attached`, `replaced`, `closed`
+   */
+  changeBackingFile(file: BackingFile, options?: ChangeOptions): Promise<void> {
+    return changeBackingFile(this.#handle, file, options)
+  }
+
+  /**
+   * Moves the backing file to another place under the running system: copies what the device shows, flushes, verifies,
+   * switches (LOOP_CHANGE_FD), so that the medium of the old file can be unmounted and ejected. The new file has the
+   * device's window at the same offset; what lies outside of it is a hole. Under its final name there is never but a
+   * whole copy. Aborted, failed or killed at any moment, the device is backed by one complete file; what a kill left
+   * behind is named `.NAME.loopctl-XXXX` beside the destination, and removed by the next migrate to that place.
+   *
+   * @throws LoopError `not-read-only`, `destination-exists`, `no-space`, `content-differs`, `overlap`,
+   *   `would-shut-down-filesystem`, `no-such-file`, `permission`, `io`, `not-attached`, `replaced`, `closed`
+   */
+  migrate(destination: string, options?: MigrateOptions): Promise<MigrateResult> {
+    return migrate(this.#handle, destination, options)
+  }
+
+  /**
+   * Takes over the size of a backing file that grew or shrank: LOOP_SET_CAPACITY. Resolves to the new size in bytes.
+   *
+   * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
+   */
+  refreshCapacity(): Promise<number> {
+    return refreshCapacity(this.#handle)
+  }
+
+  /**
+   * LOOP_SET_DIRECT_IO, kernel 4.10 and later.
+   *
+   * @throws LoopError `direct-io-unavailable`, `not-attached`, `replaced`, `permission`, `closed`
+   */
+  setDirectIO(enabled: boolean): Promise<void> {
+    return setDirectIO(this.#handle, enabled)
+  }
+
+  /**
+   * LOOP_SET_BLOCK_SIZE, kernel 4.14 and later: a power of two from 512 to the page size, or to 65 536 on newer
+   * kernels. Refused while the device is mounted or held otherwise, also by kernels that would let it pass.
+   *
+   * @throws LoopError `block-size`, `in-use`, `not-attached`, `replaced`, `permission`, `closed`
+   */
+  setBlockSize(bytes: number): Promise<void> {
+    return setBlockSize(this.#handle, bytes)
+  }
+
+  /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
+  holders(): Promise<Holder[]> {
+    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]))
+  }
+
+  /**
+   * Everything written to the device is in the backing file, and on its medium: fsync(2).
+   *
+   * @throws LoopError `io`, `no-space`, `closed`
+   */
+  flush(): Promise<void> {
+    return flush(this.#handle)
+  }
+
+  /**
+   * Detaches, and closes the handle. Resolves to `'detached'` only when the device has let go of its file. Where
+   * somebody else uses it, rejects with `in-use` and the holders, and leaves the attachment as it was; `lazy: true`
+   * hands it to the kernel instead, which detaches it when the last user is done: `'deferred'`.
+   *
+   * LOOP_CLR_FD, after fsync(2); verified with LOOP_GET_STATUS64 on an exclusive descriptor.
+   *
+   * @throws LoopError `in-use`, `not-attached`, `detaching`, `replaced`, `permission`, `io`, `closed`
+   */
+  detach(options?: DetachOptions): Promise<DetachResult> {
+    return detach(this.#handle, options)
+  }
+
+  /**
+   * {@link detach} with `lazy: true` for process exit handlers, without waiting. With an operation in flight it
+   * answers `'deferred'`, and the device goes when that has ended.
+   */
+  detachSync(): DetachResult {
+    return detachSync(this.#handle)
+  }
+
+  /**
+   * Lets the attachment outlive this process: takes autoclear off (LOOP_SET_STATUS64), also under a mount, and closes
+   * the handle. Resolves to the device's path.
+   *
+   * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
+   */
+  release(): Promise<string> {
+    return release(this.#handle)
+  }
+
+  /**
+   * Lets go of the descriptor after the operations in flight. Idempotent. The attachment stays as it is; with
+   * autoclear on (the default of {@link attach}) the kernel detaches it when nobody else has it open.
+   */
+  close(): Promise<void> {
+    return this.#handle.close()
+  }
+
+  /** Owned: detaches, lazily where somebody holds it, without waiting. Opened: closes. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return dispose(this.#handle)
+  }
+
+  /** As `Symbol.asyncDispose`, at once. */
+  [Symbol.dispose](): void {
+    disposeSync(this.#handle)
+  }
+}
+
+/**
+ * Attaches a file to a loop device: finds or makes a free one, sets it up in one LOOP_CONFIGURE (kernel 5.8; before
+ * that LOOP_SET_FD and LOOP_SET_STATUS64), reads back what is in effect, and tries again where another process was
+ * faster. With `autoclear`, the default, nothing is left behind however this process ends.
+ *
+ * A descriptor that is given stays the caller's, and has to stay open until this resolves.
+ *
+ * @throws LoopError `no-such-file`, `not-a-file-or-block-device`, `backing-not-writable`, `permission`,
+ *   `no-loop-driver`, `already-attached` (the number that was asked for), `detaching`, `in-use`, `contention`,
+ *   `overlap`, `direct-io-unavailable`, `backed-by-itself`, `backing-loop-not-attached`, `node-missing`, `resources`,
+ *   `unsupported-platform`
+ */
+export async function attach(file: BackingFile, options?: AttachOptions): Promise<LoopDevice> {
+  return create(await attachPlainOrStack(file, options))
+}
+
+/**
+ * A handle of a device that somebody else attached, or of a free one. With a reference that carries a disk sequence
+ * number it is that very attachment, or an error.
+ *
+ * @throws LoopError `no-such-device`, `node-missing`, `replaced`, `detaching`, `permission`, `unsupported-platform`
+ */
+export async function open(device: DeviceRef, options?: OpenOptions): Promise<LoopDevice> {
+  return create(await openHandle(device, options))
+}

@@ -1,0 +1,168 @@
+/** Who is in the way: everything that keeps a loop device, or one of its partitions, from being let go. */
+
+import { setImmediate } from 'node:timers/promises'
+import { readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from './kernel/files.ts'
+import { readMounts } from './kernel/mountinfo.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import { formatDevice } from './kernel/uapi.ts'
+
+/** One user of a device. `device` is the one it holds: `/dev/loop7` or `/dev/loop7p1`. */
+export type Holder = { device: string } & (
+  | { kind: 'mount'; mountPoint: string; fsType: string }
+  | { kind: 'swap' }
+  | { kind: 'device-mapper' | 'md' | 'block'; name: string; path: string }
+  | { kind: 'loop'; number: number; path: string }
+  /** A process that has it open; other handles of this process too. */
+  | { kind: 'process'; pid: number; command: string }
+  /** Busy, and nothing visible: another mount or pid namespace. */
+  | { kind: 'unknown' }
+)
+
+/** The device and its partitions: `major:minor` to path. */
+type Devices = ReadonlyMap<string, string>
+
+/**
+ * Everybody who uses the device, as far as this process may see: mounts of its mount namespace, swap, device-mapper
+ * and md, loop devices on top of it, and processes that have it open.
+ *
+ * @param ownDescriptors descriptors of this process that are not to be counted
+ */
+export async function findHolders(number: number, ownDescriptors: readonly number[] = []): Promise<Holder[]> {
+  const devices = await devicesOf(number)
+  return [
+    ...(await mounts(devices)),
+    ...(await swaps(devices)),
+    ...(await stackedBlockDevices(number, devices)),
+    ...(await stackedLoops(number, devices)),
+    ...(await processes(devices, ownDescriptors)),
+  ]
+}
+
+/** One line for a message: `mounted at /mnt (ext4), open in process 17 (cat)`. */
+export function describeHolders(holders: readonly Holder[]): string {
+  return holders.map(describeHolder).join(', ')
+}
+
+function describeHolder(holder: Holder): string {
+  switch (holder.kind) {
+    case 'mount':
+      return `${holder.device} is mounted at ${holder.mountPoint} (${holder.fsType})`
+    case 'swap':
+      return `${holder.device} is used for swap`
+    case 'loop':
+      return `${holder.path} is attached to ${holder.device}`
+    case 'process':
+      return `process ${holder.pid} (${holder.command}) has ${holder.device} open`
+    case 'unknown':
+      return `${holder.device} is in use, by what cannot be seen from here`
+    default:
+      return `${holder.path} is built on ${holder.device}`
+  }
+}
+
+async function devicesOf(number: number): Promise<Devices> {
+  const devices = new Map<string, string>()
+  const whole = sysfs.readDeviceNumbers(number)
+  if (whole !== undefined) devices.set(whole, `/dev/loop${number}`)
+  for (const { device, name } of await sysfs.readPartitionNames(number)) devices.set(device, `/dev/${name}`)
+  return devices
+}
+
+async function mounts(devices: Devices): Promise<Holder[]> {
+  const all = await readMounts()
+  if (typeof all === 'number') return []
+  return all.flatMap(({ device: key, mountPoint, fsType }) => {
+    const device = devices.get(key)
+    return device === undefined ? [] : [{ device, kind: 'mount' as const, mountPoint, fsType }]
+  })
+}
+
+async function swaps(devices: Devices): Promise<Holder[]> {
+  const text = await readFile('/proc/swaps')
+  if (typeof text === 'number') return []
+  const holders: Holder[] = []
+  for (const line of text.toString().split('\n').slice(1)) {
+    const [path] = line.split(/\s/, 1)
+    if (path === undefined || !path.startsWith('/dev/')) continue
+    const device = deviceAt(path, devices)
+    if (device !== undefined) holders.push({ device, kind: 'swap' })
+  }
+  return holders
+}
+
+async function stackedBlockDevices(number: number, devices: Devices): Promise<Holder[]> {
+  const holders: Holder[] = []
+  for (const device of devices.values()) {
+    for (const name of await sysfs.readHolderNames(number, device.slice('/dev/'.length))) {
+      const dmName = await readFile(`/sys/block/${name}/dm/name`)
+      const kind = name.startsWith('dm-') ? 'device-mapper' : name.startsWith('md') ? 'md' : 'block'
+      holders.push({
+        device,
+        kind,
+        name: typeof dmName === 'number' ? name : dmName.toString().trimEnd(),
+        path: `/dev/${name}`,
+      })
+    }
+  }
+  return holders
+}
+
+/** holders/ in sysfs does not show them, and O_EXCL does not see them: only their own backing file tells. */
+async function stackedLoops(number: number, devices: Devices): Promise<Holder[]> {
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') return []
+  const holders: Holder[] = []
+  for (const upper of numbers) {
+    if (upper === number) continue
+    const backingFile = await sysfs.readBackingFile(upper)
+    if (backingFile === undefined || !backingFile.startsWith('/dev/')) continue
+    const device = deviceAt(backingFile, devices)
+    if (device !== undefined) holders.push({ device, kind: 'loop', number: upper, path: `/dev/loop${upper}` })
+  }
+  return holders
+}
+
+async function processes(devices: Devices, ownDescriptors: readonly number[]): Promise<Holder[]> {
+  const entries = await readDirectory('/proc')
+  if (typeof entries === 'number') return []
+  const holders: Holder[] = []
+  let lastPause = performance.now()
+  for (const entry of entries) {
+    if (!/^\d+$/.test(entry)) continue
+    const pid = Number(entry)
+    const seen = new Set<string>()
+    const descriptors = readDirectorySync(`/proc/${pid}/fd`)
+    if (typeof descriptors === 'number') continue
+    for (const fd of descriptors) {
+      if (pid === process.pid && ownDescriptors.includes(Number(fd))) continue
+      const device = deviceOfDescriptor(`/proc/${pid}/fd/${fd}`, devices)
+      if (device !== undefined) seen.add(device)
+    }
+    for (const device of seen) {
+      const command = await readFile(`/proc/${pid}/comm`)
+      holders.push({
+        device,
+        kind: 'process',
+        pid,
+        command: typeof command === 'number' ? '?' : command.toString().trimEnd(),
+      })
+    }
+    // procfs is read without the thread pool; a machine with many processes must not stall the event loop
+    if (performance.now() - lastPause > 5) {
+      await setImmediate()
+      lastPause = performance.now()
+    }
+  }
+  return holders
+}
+
+/** The text of the link is looked at first: a stat() of a file on a dead server would hang. */
+function deviceOfDescriptor(link: string, devices: Devices): string | undefined {
+  const target = readLinkSync(link)
+  return typeof target === 'string' && target.startsWith('/dev/') ? deviceAt(link, devices) : undefined
+}
+
+function deviceAt(path: string, devices: Devices): string | undefined {
+  const stat = statSync(path)
+  return typeof stat !== 'number' && stat.isBlockDevice() ? devices.get(formatDevice(stat.rdev)) : undefined
+}

@@ -1,0 +1,387 @@
+/**
+ * The loop driver's ioctls one to one, on descriptors: what they take and answer is the kernel's, 64-bit fields are
+ * bigint, and a refusal is a LoopError. No retries, no waiting, no undoing: that is what `loopctl` is for.
+ *
+ * Each exists twice: a promise (on the thread pool), and `...Sync`. All of them reject a descriptor that is not a
+ * whole loop device with reason `not-a-loop-device` (LOOP_CLR_FD on a partition would detach the device around it),
+ * and one that is not open with `closed`.
+ */
+
+import {
+  checkBlockSize,
+  checkBoolean,
+  checkDescriptor,
+  checkInteger,
+  checkObject,
+  checkOptions,
+  checkReference,
+  checkU64,
+} from './arguments.ts'
+import { assertSupported } from './errors.ts'
+import { binding, type CallName } from './kernel/binding.ts'
+import { pageSize } from './kernel/features.ts'
+import {
+  decodeInfo,
+  decodeU64,
+  encodeConfig,
+  LOOP_NUMBER_MAX,
+  type LoopInfo64,
+  newInfo,
+  newU64,
+  patchInfo,
+} from './kernel/uapi.ts'
+import { explain, pathOfDescriptor } from './reasons.ts'
+
+export { LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY } from './kernel/uapi.ts'
+export type { LoopInfo64 } from './kernel/uapi.ts'
+
+/** struct loop_config. */
+export interface LoopConfig {
+  /** The backing file's descriptor. */
+  fd: number
+  /** Logical block size, a power of two from 512 to the page size. Default: the kernel's choice. */
+  blockSize?: number | undefined
+  /** Fields that are not named are 0. */
+  info?: Partial<LoopInfo64> | undefined
+}
+
+/** Where a partition lies in the device, in bytes; `number` from 1. */
+export interface PartitionRange {
+  number: number
+  start: bigint
+  length: bigint
+}
+
+interface Spec<Values extends unknown[], Result> {
+  /** The request's name, for errors. */
+  ioctl: string
+  name: CallName
+  /** Checks the arguments, and makes those of the native call of them. */
+  encode: (...values: Values) => [fd: number, ...unknown[]]
+  /** Makes the result of the kernel's answer and of what it wrote into the encoded arguments. */
+  decode: (answer: number, encoded: unknown[]) => Result
+  /** For the diagnosis: which argument is the backing file's descriptor, and which the device's number. */
+  backingFd?: (...values: Values) => number
+  number?: (...values: Values) => number
+}
+
+/** As a promise, and at once. */
+interface Pair<Values extends unknown[], Result> {
+  promised: (...values: Values) => Promise<Result>
+  immediate: (...values: Values) => Result
+}
+
+function ioctl<Values extends unknown[], Result>(spec: Spec<Values, Result>): Pair<Values, Result> {
+  const finish = (answer: number, encoded: [fd: number, ...unknown[]], values: Values): Result => {
+    if (answer >= 0) return spec.decode(answer, encoded)
+    const [fd] = encoded
+    const backingFd = spec.backingFd?.(...values)
+    const backingFile = backingFd === undefined ? undefined : pathOfDescriptor(backingFd)
+    const path = pathOfDescriptor(fd)
+    const number = spec.number?.(...values) ?? numberOfPath(path)
+    throw explain({ call: spec.ioctl, errno: answer, path, number, fd, backingFd, backingFile })
+  }
+  return {
+    promised: async (...values) => {
+      const encoded = spec.encode(...values)
+      assertSupported()
+      const call = binding()[spec.name] as (...native: unknown[]) => Promise<number>
+      return finish(await call(...encoded), encoded, values)
+    },
+    immediate: (...values) => {
+      const encoded = spec.encode(...values)
+      assertSupported()
+      const call = binding()[`${spec.name}Sync`] as (...native: unknown[]) => number
+      return finish(call(...encoded), encoded, values)
+    },
+  }
+}
+
+function numberOfPath(path: string): number | undefined {
+  const digits = /^\/dev\/loop(\d+)$/.exec(path)?.[1]
+  return digits === undefined ? undefined : Number(digits)
+}
+
+const nothing = (): void => {}
+const theAnswer = (answer: number): number => answer
+
+function onlyFd(fd: number): [number] {
+  return [checkDescriptor('fd', fd)]
+}
+
+function twoFds(fd: number, backingFd: number): [number, number] {
+  return [checkDescriptor('fd', fd), checkDescriptor('backingFd', backingFd)]
+}
+
+function fdAndBoolean(fd: number, enabled: boolean): [number, number] {
+  return [checkDescriptor('fd', fd), checkBoolean('enabled', enabled) ? 1 : 0]
+}
+
+function checkInfo(given: Partial<LoopInfo64>): Partial<LoopInfo64> {
+  const info = checkOptions(checkObject('info', given), [
+    'device',
+    'inode',
+    'rdevice',
+    'offset',
+    'sizeLimit',
+    'number',
+    'flags',
+    'fileName',
+  ])
+  if (info.device !== undefined) checkU64('device', info.device)
+  if (info.inode !== undefined) checkU64('inode', info.inode)
+  if (info.rdevice !== undefined) checkU64('rdevice', info.rdevice)
+  // K13: kernels up to 5.19 take more than a signed 64-bit offset can hold, and see it as negative.
+  if (info.offset !== undefined) checkU64('offset', info.offset, LLONG_MAX)
+  if (info.sizeLimit !== undefined) checkU64('sizeLimit', info.sizeLimit, LLONG_MAX)
+  if (info.number !== undefined) checkInteger('number', info.number, 0, 0xffff_ffff)
+  if (info.flags !== undefined) checkInteger('flags', info.flags, 0, 0xffff_ffff)
+  if (info.fileName !== undefined) checkReference(info.fileName)
+  return info
+}
+
+const LLONG_MAX = 2n ** 63n - 1n
+
+function encodeConfigure(fd: number, config: LoopConfig): [number, Uint8Array] {
+  checkDescriptor('fd', fd)
+  const given = checkOptions(checkObject('config', config), ['fd', 'blockSize', 'info'])
+  const backingFd = checkDescriptor('config.fd', given.fd)
+  if (given.blockSize !== undefined) {
+    checkBlockSize('blockSize', given.blockSize, 65_536)
+    assertSupported()
+    // K1, 6.11 and later: one that the kernel refuses leaves the device half configured.
+    checkBlockSize('blockSize', given.blockSize, pageSize())
+  }
+  return [fd, encodeConfig(backingFd, given.blockSize ?? 0, checkInfo(given.info === undefined ? {} : given.info))]
+}
+
+function partition(fd: number, range: PartitionRange): [number, number, bigint, bigint] {
+  checkDescriptor('fd', fd)
+  const { number, start, length } = checkOptions(checkObject('range', range), ['number', 'start', 'length'])
+  return [
+    fd,
+    checkInteger('number', number, 1, 0x7fff_ffff),
+    checkU64('start', start, LLONG_MAX),
+    checkU64('length', length, LLONG_MAX),
+  ]
+}
+
+const ctlAdd = ioctl({
+  ioctl: 'LOOP_CTL_ADD',
+  name: 'loopCtlAdd',
+  encode: (fd: number, number: number) => [
+    checkDescriptor('fd', fd),
+    checkInteger('number', number, -1, LOOP_NUMBER_MAX),
+  ],
+  decode: theAnswer,
+})
+/** Makes /dev/loop`number`; -1: the next unused number (up to 5.13 only while there is no free device). Answers it. */
+export const loopCtlAdd: (fd: number, number: number) => Promise<number> = ctlAdd.promised
+/** {@link loopCtlAdd}, at once. */
+export const loopCtlAddSync: (fd: number, number: number) => number = ctlAdd.immediate
+
+const ctlRemove = ioctl({
+  ioctl: 'LOOP_CTL_REMOVE',
+  name: 'loopCtlRemove',
+  // Up to 5.13 a negative number removes the first free device.
+  encode: (fd: number, number: number) => [
+    checkDescriptor('fd', fd),
+    checkInteger('number', number, 0, LOOP_NUMBER_MAX),
+  ],
+  decode: theAnswer,
+  number: (_, number) => number,
+})
+/** Removes a free device that nobody has open. Answers its number up to 5.11, 0 from 5.12 on. */
+export const loopCtlRemove: (fd: number, number: number) => Promise<number> = ctlRemove.promised
+/** {@link loopCtlRemove}, at once: some 45 ms. */
+export const loopCtlRemoveSync: (fd: number, number: number) => number = ctlRemove.immediate
+
+const ctlGetFree = ioctl({
+  ioctl: 'LOOP_CTL_GET_FREE',
+  name: 'loopCtlGetFree',
+  encode: onlyFd,
+  decode: theAnswer,
+})
+/** The number of a free device, made if there is none. Nothing is reserved. */
+export const loopCtlGetFree: (fd: number) => Promise<number> = ctlGetFree.promised
+/** {@link loopCtlGetFree}, at once. */
+export const loopCtlGetFreeSync: (fd: number) => number = ctlGetFree.immediate
+
+const setFd = ioctl({
+  ioctl: 'LOOP_SET_FD',
+  name: 'loopSetFd',
+  encode: twoFds,
+  decode: nothing,
+  backingFd: (_, backingFd) => backingFd,
+})
+/** Attaches. Read-only where either descriptor is. */
+export const loopSetFd: (fd: number, backingFd: number) => Promise<void> = setFd.promised
+/** {@link loopSetFd}, at once. */
+export const loopSetFdSync: (fd: number, backingFd: number) => void = setFd.immediate
+
+const changeFd = ioctl({
+  ioctl: 'LOOP_CHANGE_FD',
+  name: 'loopChangeFd',
+  encode: twoFds,
+  decode: nothing,
+  backingFd: (_, backingFd) => backingFd,
+})
+/**
+ * Another backing file of the same visible size for a read-only device. Since about kernel 6.6 this shuts down an ext4
+ * or xfs that is mounted from it.
+ */
+export const loopChangeFd: (fd: number, backingFd: number) => Promise<void> = changeFd.promised
+/** {@link loopChangeFd}, at once. */
+export const loopChangeFdSync: (fd: number, backingFd: number) => void = changeFd.immediate
+
+const clrFd = ioctl({ ioctl: 'LOOP_CLR_FD', name: 'loopClrFd', encode: onlyFd, decode: nothing })
+/** Asks to detach. Success does not mean detached: the device goes when its last user, this descriptor too, closes. */
+export const loopClrFd: (fd: number) => Promise<void> = clrFd.promised
+/** {@link loopClrFd}, at once. */
+export const loopClrFdSync: (fd: number) => void = clrFd.immediate
+
+const configure = ioctl({
+  ioctl: 'LOOP_CONFIGURE',
+  name: 'loopConfigure',
+  encode: encodeConfigure,
+  decode: nothing,
+  backingFd: (_, config) => config.fd,
+})
+/** Attaches with everything set in one step; kernel 5.8 and later. */
+export const loopConfigure: (fd: number, config: LoopConfig) => Promise<void> = configure.promised
+/** {@link loopConfigure}, at once. */
+export const loopConfigureSync: (fd: number, config: LoopConfig) => void = configure.immediate
+
+const getStatus64 = ioctl({
+  ioctl: 'LOOP_GET_STATUS64',
+  name: 'loopGetStatus64',
+  encode: (fd: number) => [checkDescriptor('fd', fd), newInfo()],
+  decode: (_, [, bytes]) => decodeInfo(bytes as Uint8Array),
+})
+/** What the device is set to. */
+export const loopGetStatus64: (fd: number) => Promise<LoopInfo64> = getStatus64.promised
+/** {@link loopGetStatus64}, at once. */
+export const loopGetStatus64Sync: (fd: number) => LoopInfo64 = getStatus64.immediate
+
+const setStatus64 = ioctl({
+  ioctl: 'LOOP_SET_STATUS64',
+  name: 'loopSetStatus64',
+  encode: (fd: number, info: Partial<LoopInfo64>) => [checkDescriptor('fd', fd), patchInfo(newInfo(), checkInfo(info))],
+  decode: nothing,
+})
+/**
+ * Replaces offset, size limit and file name as a whole: what is not named becomes 0. Of the flags it sets AUTOCLEAR and
+ * PARTSCAN, and clears AUTOCLEAR; the others it ignores.
+ */
+export const loopSetStatus64: (fd: number, info: Partial<LoopInfo64>) => Promise<void> = setStatus64.promised
+/** {@link loopSetStatus64}, at once. */
+export const loopSetStatus64Sync: (fd: number, info: Partial<LoopInfo64>) => void = setStatus64.immediate
+
+const setCapacity = ioctl({
+  ioctl: 'LOOP_SET_CAPACITY',
+  name: 'loopSetCapacity',
+  encode: onlyFd,
+  decode: nothing,
+})
+/** Takes over the backing file's present size. */
+export const loopSetCapacity: (fd: number) => Promise<void> = setCapacity.promised
+/** {@link loopSetCapacity}, at once. */
+export const loopSetCapacitySync: (fd: number) => void = setCapacity.immediate
+
+const setDirectIo = ioctl({
+  ioctl: 'LOOP_SET_DIRECT_IO',
+  name: 'loopSetDirectIo',
+  encode: fdAndBoolean,
+  decode: nothing,
+})
+/** Bypasses the page cache for the backing file, or not; kernel 4.10 and later. */
+export const loopSetDirectIo: (fd: number, enabled: boolean) => Promise<void> = setDirectIo.promised
+/** {@link loopSetDirectIo}, at once. */
+export const loopSetDirectIoSync: (fd: number, enabled: boolean) => void = setDirectIo.immediate
+
+const setBlockSize = ioctl({
+  ioctl: 'LOOP_SET_BLOCK_SIZE',
+  name: 'loopSetBlockSize',
+  // The kernel looks at 32 bits of it, older ones at 16.
+  encode: (fd: number, bytes: number) => [checkDescriptor('fd', fd), checkBlockSize('bytes', bytes, 65_536)],
+  decode: nothing,
+})
+/** Logical block size: a power of two from 512 to the page size, newer kernels to 65 536; kernel 4.14 and later. */
+export const loopSetBlockSize: (fd: number, bytes: number) => Promise<void> = setBlockSize.promised
+/** {@link loopSetBlockSize}, at once. */
+export const loopSetBlockSizeSync: (fd: number, bytes: number) => void = setBlockSize.immediate
+
+const getSize64 = ioctl({
+  ioctl: 'BLKGETSIZE64',
+  name: 'blkGetSize64',
+  encode: (fd: number) => [checkDescriptor('fd', fd), newU64()],
+  decode: (_, [, bytes]) => decodeU64(bytes as Uint8Array),
+})
+/** The device's size in bytes. */
+export const blkGetSize64: (fd: number) => Promise<bigint> = getSize64.promised
+/** {@link blkGetSize64}, at once. */
+export const blkGetSize64Sync: (fd: number) => bigint = getSize64.immediate
+
+const getDiskSeq = ioctl({
+  ioctl: 'BLKGETDISKSEQ',
+  name: 'blkGetDiskSeq',
+  encode: (fd: number) => [checkDescriptor('fd', fd), newU64()],
+  decode: (_, [, bytes]) => decodeU64(bytes as Uint8Array),
+})
+/** The disk sequence number; kernel 5.15 and later. */
+export const blkGetDiskSeq: (fd: number) => Promise<bigint> = getDiskSeq.promised
+/** {@link blkGetDiskSeq}, at once. */
+export const blkGetDiskSeqSync: (fd: number) => bigint = getDiskSeq.immediate
+
+const sszGet = ioctl({ ioctl: 'BLKSSZGET', name: 'blkSszGet', encode: onlyFd, decode: theAnswer })
+/** Logical block size in bytes. */
+export const blkSszGet: (fd: number) => Promise<number> = sszGet.promised
+/** {@link blkSszGet}, at once. */
+export const blkSszGetSync: (fd: number) => number = sszGet.immediate
+
+const roGet = ioctl({ ioctl: 'BLKROGET', name: 'blkRoGet', encode: onlyFd, decode: (answer) => answer !== 0 })
+/** Whether writes are refused. A free device shows what its last attachment was. */
+export const blkRoGet: (fd: number) => Promise<boolean> = roGet.promised
+/** {@link blkRoGet}, at once. */
+export const blkRoGetSync: (fd: number) => boolean = roGet.immediate
+
+const roSet = ioctl({ ioctl: 'BLKROSET', name: 'blkRoSet', encode: fdAndBoolean, decode: nothing })
+/** Refuses writes, or not; it outlives the attachment on kernels since 5.12. */
+export const blkRoSet: (fd: number, enabled: boolean) => Promise<void> = roSet.promised
+/** {@link blkRoSet}, at once. */
+export const blkRoSetSync: (fd: number, enabled: boolean) => void = roSet.immediate
+
+const flsBuf = ioctl({ ioctl: 'BLKFLSBUF', name: 'blkFlsBuf', encode: onlyFd, decode: nothing })
+/** Writes out the device's page cache and drops what is clean. */
+export const blkFlsBuf: (fd: number) => Promise<void> = flsBuf.promised
+/** {@link blkFlsBuf}, at once. */
+export const blkFlsBufSync: (fd: number) => void = flsBuf.immediate
+
+const rrPart = ioctl({ ioctl: 'BLKRRPART', name: 'blkRrPart', encode: onlyFd, decode: nothing })
+/** Reads the partition table again; needs LO_FLAGS_PARTSCAN. */
+export const blkRrPart: (fd: number) => Promise<void> = rrPart.promised
+/** {@link blkRrPart}, at once. */
+export const blkRrPartSync: (fd: number) => void = rrPart.immediate
+
+const addPartition = ioctl({ ioctl: 'BLKPG', name: 'blkPgAddPartition', encode: partition, decode: nothing })
+/** Makes a partition of the device, whatever table is on it. */
+export const blkPgAddPartition: (fd: number, range: PartitionRange) => Promise<void> = addPartition.promised
+/** {@link blkPgAddPartition}, at once. */
+export const blkPgAddPartitionSync: (fd: number, range: PartitionRange) => void = addPartition.immediate
+
+const resizePartition = ioctl({ ioctl: 'BLKPG', name: 'blkPgResizePartition', encode: partition, decode: nothing })
+/** Another length for a partition, at the same start. */
+export const blkPgResizePartition: (fd: number, range: PartitionRange) => Promise<void> = resizePartition.promised
+/** {@link blkPgResizePartition}, at once. */
+export const blkPgResizePartitionSync: (fd: number, range: PartitionRange) => void = resizePartition.immediate
+
+const delPartition = ioctl({
+  ioctl: 'BLKPG',
+  name: 'blkPgDelPartition',
+  encode: (fd: number, number: number) => [checkDescriptor('fd', fd), checkInteger('number', number, 1, 0x7fff_ffff)],
+  decode: nothing,
+})
+/** Removes a partition that nobody uses. */
+export const blkPgDelPartition: (fd: number, number: number) => Promise<void> = delPartition.promised
+/** {@link blkPgDelPartition}, at once. */
+export const blkPgDelPartitionSync: (fd: number, number: number) => void = delPartition.immediate

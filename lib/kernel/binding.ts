@@ -1,0 +1,77 @@
+/** The addon as TypeScript sees it. Every call answers a value >= 0 or the negative errno. */
+
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import { onPool } from './pool.ts'
+import { observed } from './seam.ts'
+
+/** One line a call, as in native/calls.cc; each exists as `name` and as `nameSync`. */
+interface Calls {
+  loopCtlAdd: [controlFd: number, number: number]
+  loopCtlRemove: [controlFd: number, number: number]
+  loopCtlGetFree: [controlFd: number]
+  loopSetFd: [fd: number, backingFd: number]
+  loopChangeFd: [fd: number, backingFd: number]
+  loopClrFd: [fd: number]
+  loopConfigure: [fd: number, config: Uint8Array]
+  loopConfigureProbe: [fd: number]
+  loopGetStatus64: [fd: number, info: Uint8Array]
+  loopSetStatus64: [fd: number, info: Uint8Array]
+  loopSetCapacity: [fd: number]
+  loopSetDirectIo: [fd: number, enabled: number]
+  loopSetBlockSize: [fd: number, bytes: number]
+  blkGetSize64: [fd: number, bytes: Uint8Array]
+  blkGetDiskSeq: [fd: number, diskSeq: Uint8Array]
+  blkSszGet: [fd: number]
+  blkRoGet: [fd: number]
+  blkRoSet: [fd: number, readOnly: number]
+  blkFlsBuf: [fd: number]
+  blkRrPart: [fd: number]
+  blkPgAddPartition: [fd: number, number: number, start: bigint, length: bigint]
+  blkPgResizePartition: [fd: number, number: number, start: bigint, length: bigint]
+  blkPgDelPartition: [fd: number, number: number]
+  fcntlGetFl: [fd: number]
+  fcntlSetFl: [fd: number, flags: number]
+  fcntlGetSeals: [fd: number]
+  flock: [fd: number, operation: number]
+  leaseProbe: [fd: number]
+  lseekData: [fd: number, offset: bigint]
+  lseekHole: [fd: number, offset: bigint]
+  copyFileRange: [fromFd: number, toFd: number, offset: bigint, length: bigint]
+  ficlone: [toFd: number, fromFd: number]
+  fadviseDontNeed: [fd: number]
+  pageSize: []
+}
+
+export type CallName = keyof Calls
+
+export type Binding = {
+  readonly [Name in CallName]: (...values: Calls[Name]) => Promise<number>
+} & {
+  readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
+}
+
+type AnyCall = (...values: unknown[]) => Promise<number>
+
+let loaded: Binding | undefined
+
+/**
+ * The addon, loaded by the first caller: importing loopctl must succeed where there is no loop driver at all.
+ *
+ * @throws whatever node-gyp-build or the dynamic linker said, where no binary fits
+ */
+export function binding(): Binding {
+  return (loaded ??= load())
+}
+
+function load(): Binding {
+  const require = createRequire(import.meta.url)
+  const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
+  const addon = fromPackage(fileURLToPath(new URL('../..', import.meta.url)))
+  const result: Record<string, unknown> = {}
+  for (const [name, call] of Object.entries(addon)) {
+    const now = observed(name, call)
+    result[name] = name.endsWith('Sync') ? now : (...values: unknown[]) => onPool(() => now(...values))
+  }
+  return result as Binding
+}

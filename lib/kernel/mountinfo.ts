@@ -1,0 +1,52 @@
+/** /proc/self/mountinfo: what is mounted where in this mount namespace. */
+
+import { readDirectory, readFile, readLinkSync } from './files.ts'
+
+export interface Mount {
+  /** `major:minor` of the filesystem; for one on a block device that device's. */
+  device: string
+  mountPoint: string
+  fsType: string
+}
+
+/** The mounts of this process's namespace, or the negative errno. */
+export async function readMounts(): Promise<Mount[] | number> {
+  const text = await readFile('/proc/self/mountinfo')
+  return typeof text === 'number' ? text : parseMounts(text.toString())
+}
+
+/** Mounts of the device in the mount namespaces of other processes, each once; as far as /proc may be read. */
+export async function readForeignMounts(device: string): Promise<Mount[]> {
+  const seen = new Set([readLinkSync('/proc/self/ns/mnt')])
+  const found: Mount[] = []
+  const entries = await readDirectory('/proc')
+  if (typeof entries === 'number') return found
+  for (const entry of entries) {
+    if (!/^\d+$/.test(entry)) continue
+    const namespace = readLinkSync(`/proc/${entry}/ns/mnt`)
+    if (typeof namespace === 'number' || seen.has(namespace)) continue
+    seen.add(namespace)
+    const text = await readFile(`/proc/${entry}/mountinfo`)
+    if (typeof text === 'number') continue
+    found.push(...parseMounts(text.toString()).filter((mount) => mount.device === device))
+  }
+  return found
+}
+
+export function parseMounts(text: string): Mount[] {
+  const mounts: Mount[] = []
+  for (const line of text.split('\n')) {
+    // 36 35 98:0 /root /mount\040point rw,noatime shared:1 master:2 - ext4 /dev/source rw
+    const fields = line.split(' ')
+    const separator = fields.indexOf('-', 6)
+    const [device, mountPoint, fsType] = [fields[2], fields[4], fields[separator + 1]]
+    if (separator < 0 || !device || !mountPoint || !fsType) continue
+    mounts.push({ device, mountPoint: unescape(mountPoint), fsType })
+  }
+  return mounts
+}
+
+/** The kernel writes space, tab, newline and backslash as a backslash and three octal digits, byte by byte. */
+function unescape(text: string): string {
+  return text.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+}

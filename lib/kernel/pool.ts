@@ -1,0 +1,30 @@
+/**
+ * The share of libuv's thread pool that loopctl takes: calls that can block for long (detach, change, remove; a
+ * backing file on a dead server) must leave threads for the rest of the program's fs, dns and crypto.
+ */
+
+const slots = Math.max(1, Math.floor(countThreads(process.env['UV_THREADPOOL_SIZE']) / 2))
+
+/** As libuv reads it: 4 where it is not set, 1 for what is no number, at most 1024. */
+function countThreads(setting: string | undefined): number {
+  if (setting === undefined) return 4
+  const threads = Number.parseInt(setting, 10)
+  return threads > 0 ? Math.min(threads, 1024) : 1
+}
+
+let running = 0
+const waiting: (() => void)[] = []
+
+/** Runs `start` when one of loopctl's slots is free; first come, first served. */
+export async function onPool<T>(start: () => Promise<T>): Promise<T> {
+  // A released slot is handed to the first waiter without being freed, so nobody overtakes.
+  if (running < slots) running++
+  else await new Promise<void>((resolve) => waiting.push(resolve))
+  try {
+    return await start()
+  } finally {
+    const next = waiting.shift()
+    if (next) next()
+    else running--
+  }
+}

@@ -1,0 +1,137 @@
+/** /sys/block/loopN: what can be known of a device without opening it, and without privileges. */
+
+import { existsSync, readDirectory, readFile, readFileSync, statSync } from './files.ts'
+
+const BLOCK = '/sys/block'
+
+/** The files of one device as they are, less the newline at the end; undefined where there is none. */
+export type Attributes = Readonly<Record<(typeof ATTRIBUTES)[number], string | undefined>>
+
+const ATTRIBUTES = [
+  'dev',
+  'diskseq',
+  'size',
+  'ro',
+  'queue/logical_block_size',
+  'loop/offset',
+  'loop/sizelimit',
+  'loop/autoclear',
+  'loop/partscan',
+  'loop/dio',
+] as const
+
+export interface DeviceFiles {
+  attributes: Attributes
+  /** loop/backing_file; null: not attached; undefined: attached, but the path is longer than sysfs can show. */
+  backingFile: string | null | undefined
+}
+
+/** Numbers of all loop devices there are, attached or not, in order; or the negative errno. */
+export async function readNumbers(): Promise<number[] | number> {
+  const names = await readDirectory(BLOCK)
+  if (typeof names === 'number') return names
+  return names
+    .map((name) => /^loop(\d+)$/.exec(name)?.[1])
+    .filter((digits) => digits !== undefined)
+    .map(Number)
+    .toSorted((a, b) => a - b)
+}
+
+/** The files of one device, each read once; undefined: there is no such device. */
+export async function readDeviceFiles(number: number): Promise<DeviceFiles | undefined> {
+  const directory = deviceDirectory(number)
+  const [path, ...values] = await Promise.all([
+    readFile(`${directory}/loop/backing_file`),
+    ...ATTRIBUTES.map((name) => readFile(`${directory}/${name}`)),
+  ])
+  const attributes = Object.fromEntries(ATTRIBUTES.map((name, i) => [name, text(values[i])])) as unknown as Attributes
+  return attributes.dev === undefined ? undefined : { attributes, backingFile: backingFileOf(path) }
+}
+
+/** The disk sequence number; undefined before kernel 5.15, or where there is no such device. */
+export async function readDiskSeq(number: number): Promise<number | undefined> {
+  return optionalNumber(await readFile(`${deviceDirectory(number)}/diskseq`))
+}
+
+export function readDiskSeqSync(number: number): number | undefined {
+  return optionalNumber(readFileSync(`${deviceDirectory(number)}/diskseq`))
+}
+
+/** The path of the backing file; undefined where there is none to be read. */
+export async function readBackingFile(number: number): Promise<string | undefined> {
+  return backingFileOf(await readFile(`${deviceDirectory(number)}/loop/backing_file`)) ?? undefined
+}
+
+/** The partitions that the kernel knows: `7:1` or `259:0`, and `loop7p1`. */
+export async function readPartitionNames(number: number): Promise<{ device: string; name: string }[]> {
+  const names = await readDirectory(deviceDirectory(number))
+  if (typeof names === 'number') return []
+  const partitions: { device: string; name: string }[] = []
+  for (const name of names) {
+    if (!name.startsWith(`loop${number}p`)) continue
+    const device = text(await readFile(`${deviceDirectory(number)}/${name}/dev`))
+    if (device !== undefined) partitions.push({ device, name })
+  }
+  return partitions
+}
+
+/** Names of the block devices (dm-0, md127) that are built on the device or, where named, on its partition. */
+export async function readHolderNames(number: number, name: string): Promise<string[]> {
+  const partition = name === `loop${number}` ? '' : `/${name}`
+  const names = await readDirectory(`${deviceDirectory(number)}${partition}/holders`)
+  return typeof names === 'number' ? [] : names
+}
+
+/** Bytes of any block device, by its `major:minor`; 0 where it cannot be read. */
+export async function readBlockDeviceSize(device: string): Promise<bigint> {
+  const sectors = text(await readFile(`/sys/dev/block/${device}/size`))
+  return sectors === undefined ? 0n : BigInt(sectors) * 512n
+}
+
+/** Whether the kernel has a device of that number, attached or not. */
+export function deviceExists(number: number): boolean {
+  return existsSync(deviceDirectory(number))
+}
+
+/** Whether it is attached; true also while a detach is under way, until the last user has closed it. */
+export function isBound(number: number): boolean {
+  return existsSync(`${deviceDirectory(number)}/loop`)
+}
+
+/** `major:minor` of the whole device. */
+export function readDeviceNumbers(number: number): string | undefined {
+  return text(readFileSync(`${deviceDirectory(number)}/dev`))
+}
+
+/** The path of the backing file, without waiting; undefined where there is none to be read. */
+export function readBackingFileSync(number: number): string | undefined {
+  return backingFileOf(readFileSync(`${deviceDirectory(number)}/loop/backing_file`)) ?? undefined
+}
+
+/** How many virtual block devices the kernel has: grows by one where a loop device is made. */
+export function countBlockDevices(): number {
+  const directory = statSync('/sys/devices/virtual/block')
+  return typeof directory === 'number' ? 0 : Number(directory.nlink)
+}
+
+function deviceDirectory(number: number): string {
+  return `${BLOCK}/loop${number}`
+}
+
+function text(value: Buffer | number | undefined): string | undefined {
+  return value instanceof Buffer ? value.toString().trimEnd() : undefined
+}
+
+function optionalNumber(value: Buffer | number): number | undefined {
+  const digits = text(value)
+  return digits === undefined ? undefined : Number(digits)
+}
+
+const ENAMETOOLONG = -36
+
+/** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */
+function backingFileOf(value: Buffer | number | undefined): string | null | undefined {
+  if (value === ENAMETOOLONG) return undefined
+  if (!(value instanceof Buffer) || value.length === 0) return null
+  return value.toString('utf8', 0, value.at(-1) === 0x0a ? value.length - 1 : value.length)
+}

@@ -1,0 +1,128 @@
+/** The structs and constants of <linux/loop.h>, encoded and decoded at this one edge. */
+
+import { endianness } from 'node:os'
+
+export const LO_FLAGS_READ_ONLY = 1
+export const LO_FLAGS_AUTOCLEAR = 4
+export const LO_FLAGS_PARTSCAN = 8
+export const LO_FLAGS_DIRECT_IO = 16
+
+/** LO_NAME_SIZE less the terminating zero: the longest `lo_file_name`, in bytes. */
+export const LO_NAME_MAX = 63
+
+/** The highest loop device number: minors have 20 bits. */
+export const LOOP_NUMBER_MAX = 0xf_ffff
+
+/** struct loop_info64. Bytes and device numbers as the kernel has them. */
+export interface LoopInfo64 {
+  /** `st_dev` of the backing file (read only). */
+  device: bigint
+  /** `st_ino` of the backing file (read only). */
+  inode: bigint
+  /** `st_rdev` of the backing file where that is a block device (read only). */
+  rdevice: bigint
+  /** Where in the backing file the device begins, in bytes. */
+  offset: bigint
+  /** How many bytes of it the device shows at most; 0: to the end. */
+  sizeLimit: bigint
+  /** The N of /dev/loopN (read only). */
+  number: number
+  /** LO_FLAGS_*. */
+  flags: number
+  /** `lo_file_name`: any text of at most 63 bytes that the attacher chose. */
+  fileName: string
+}
+
+const INFO_SIZE = 232
+const CONFIG_SIZE = 304
+const INFO_IN_CONFIG = 8
+
+// Offsets in struct loop_info64
+const DEVICE = 0
+const INODE = 8
+const RDEVICE = 16
+const OFFSET = 24
+const SIZE_LIMIT = 32
+const NUMBER = 40
+const FLAGS = 52
+const FILE_NAME = 56
+const FILE_NAME_SIZE = 64
+
+const little = endianness() === 'LE'
+// A tag can begin with what would be a byte order mark elsewhere.
+const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
+const encoder = new TextEncoder()
+
+function view(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+}
+
+/** A zeroed struct loop_info64 for the kernel to fill. */
+export function newInfo(): Uint8Array {
+  return new Uint8Array(INFO_SIZE)
+}
+
+export function decodeInfo(bytes: Uint8Array): LoopInfo64 {
+  const data = view(bytes)
+  const name = bytes.subarray(FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
+  const end = name.indexOf(0)
+  return {
+    device: data.getBigUint64(DEVICE, little),
+    inode: data.getBigUint64(INODE, little),
+    rdevice: data.getBigUint64(RDEVICE, little),
+    offset: data.getBigUint64(OFFSET, little),
+    sizeLimit: data.getBigUint64(SIZE_LIMIT, little),
+    number: data.getUint32(NUMBER, little),
+    flags: data.getUint32(FLAGS, little),
+    fileName: decoder.decode(end < 0 ? name : name.subarray(0, end)),
+  }
+}
+
+/** Writes the named fields into `bytes` and leaves every other bit of the struct as it is. */
+export function patchInfo(bytes: Uint8Array, change: Partial<LoopInfo64>): Uint8Array {
+  const data = view(bytes)
+  if (change.device !== undefined) data.setBigUint64(DEVICE, change.device, little)
+  if (change.inode !== undefined) data.setBigUint64(INODE, change.inode, little)
+  if (change.rdevice !== undefined) data.setBigUint64(RDEVICE, change.rdevice, little)
+  if (change.offset !== undefined) data.setBigUint64(OFFSET, change.offset, little)
+  if (change.sizeLimit !== undefined) data.setBigUint64(SIZE_LIMIT, change.sizeLimit, little)
+  if (change.number !== undefined) data.setUint32(NUMBER, change.number, little)
+  if (change.flags !== undefined) data.setUint32(FLAGS, change.flags, little)
+  if (change.fileName !== undefined) {
+    bytes.fill(0, FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
+    encoder.encodeInto(change.fileName, bytes.subarray(FILE_NAME, FILE_NAME + LO_NAME_MAX))
+  }
+  return bytes
+}
+
+/** struct loop_config. A block size of 0 leaves the choice to the kernel. */
+export function encodeConfig(backingFd: number, blockSize: number, info: Partial<LoopInfo64>): Uint8Array {
+  const bytes = new Uint8Array(CONFIG_SIZE)
+  const data = view(bytes)
+  data.setUint32(0, backingFd, little)
+  data.setUint32(4, blockSize, little)
+  patchInfo(bytes.subarray(INFO_IN_CONFIG, INFO_IN_CONFIG + INFO_SIZE), info)
+  return bytes
+}
+
+/** A zeroed __u64 for the kernel to fill. */
+export function newU64(): Uint8Array {
+  return new Uint8Array(8)
+}
+
+export function decodeU64(bytes: Uint8Array): bigint {
+  return view(bytes).getBigUint64(0, little)
+}
+
+/** `major:minor` of a dev_t as stat(2) and LOOP_GET_STATUS64 give it. */
+export function formatDevice(device: bigint): string {
+  return `${majorOf(device)}:${minorOf(device)}`
+}
+
+export function majorOf(device: bigint): number {
+  return Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xffff_f000n))
+}
+
+export function minorOf(device: bigint): number {
+  return Number((device & 0xffn) | ((device >> 12n) & 0xffff_ff00n))
+}

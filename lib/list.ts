@@ -1,0 +1,173 @@
+/** What is attached, read from sysfs: no privileges, and no device is opened (whoever detaches would see that). */
+
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkBoolean,
+  checkOptions,
+  checkReference,
+  type FileArgument,
+} from './arguments.ts'
+import { assertSupported, refusal } from './errors.ts'
+import { askDevice, devicePath } from './handle.ts'
+import { fstat, stat } from './kernel/files.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import type { LoopInfo64 } from './kernel/uapi.ts'
+import { explain } from './reasons.ts'
+
+/** A loop device as sysfs shows it; plain data. */
+export interface LoopInfo {
+  /** The N of /dev/loopN. */
+  number: number
+  path: string
+  /** `major:minor`. */
+  device: string
+  /** Disk sequence number; kernels 5.15 and later. */
+  diskSeq?: number
+  attached: boolean
+  /**
+   * The kernel's path of the backing file as this process's root sees it, without ` (deleted)`; null when free, and
+   * for a path of more than 4094 bytes, which sysfs cannot show.
+   */
+  backingFile: string | null
+  /** The file was deleted: the kernel says so, and nothing exists under the whole text. */
+  backingDeleted: boolean
+  /** Bytes. */
+  offset: number
+  /** Bytes; 0: to the end of the file. */
+  sizeLimit: number
+  /** What the device shows, in bytes: a multiple of 512. */
+  size: number
+  /** Logical block size in bytes. */
+  blockSize: number
+  readOnly: boolean
+  autoclear: boolean
+  partscan: boolean
+  directIO: boolean
+  /** Backed by this other loop device. */
+  lower?: number
+}
+
+export interface ListOptions {
+  /** The free devices too. Default false. */
+  all?: boolean | undefined
+}
+
+const DELETED = ' (deleted)'
+
+/** The attached devices, by number. */
+export async function list(options?: ListOptions): Promise<LoopInfo[]> {
+  const { all } = checkOptions(options, ['all'])
+  const wantsAll = all === undefined ? false : checkBoolean('all', all)
+  assertSupported()
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' })
+  const infos: LoopInfo[] = []
+  for (const number of numbers) {
+    const info = await readInfo(number)
+    if (info && (wantsAll || info.attached)) infos.push(info)
+  }
+  return infos
+}
+
+/** One device; undefined where there is none of that number. */
+export async function readInfo(number: number): Promise<LoopInfo | undefined> {
+  // The files are read one by one: the number before and after tells whether they are of one moment.
+  let diskSeq = await sysfs.readDiskSeq(number)
+  for (let tries = 8; ; tries--) {
+    const files = await sysfs.readDeviceFiles(number)
+    if (!files) return undefined
+    const after = await sysfs.readDiskSeq(number)
+    if (after === diskSeq || tries === 0) return toInfo(number, files)
+    diskSeq = after
+  }
+}
+
+async function toInfo(number: number, { attributes, backingFile }: sysfs.DeviceFiles): Promise<LoopInfo> {
+  const attached = backingFile !== null
+  const diskSeq = attributes.diskseq
+  const file = await describeBackingFile(backingFile ?? null)
+  const lower = /^\/dev\/loop(\d+)$/.exec(file.backingFile ?? '')?.[1]
+  return {
+    number,
+    path: devicePath(number),
+    device: attributes.dev ?? '',
+    ...(diskSeq !== undefined && { diskSeq: Number(diskSeq) }),
+    attached,
+    ...file,
+    offset: Number(attributes['loop/offset'] ?? 0),
+    sizeLimit: Number(attributes['loop/sizelimit'] ?? 0),
+    size: Number(attributes.size ?? 0) * 512,
+    blockSize: Number(attributes['queue/logical_block_size'] ?? 512),
+    readOnly: attributes.ro === '1',
+    autoclear: attributes['loop/autoclear'] === '1',
+    partscan: attributes['loop/partscan'] === '1',
+    directIO: attributes['loop/dio'] === '1',
+    ...(lower !== undefined && { lower: Number(lower) }),
+  }
+}
+
+/** A file can be named `x (deleted)`: only that nothing exists under the whole text tells. */
+export async function describeBackingFile(
+  text: string | null,
+): Promise<Pick<LoopInfo, 'backingFile' | 'backingDeleted'>> {
+  if (text === null || !text.endsWith(DELETED)) return { backingFile: text, backingDeleted: false }
+  const exists = typeof (await stat(text)) !== 'number'
+  return exists
+    ? { backingFile: text, backingDeleted: false }
+    : { backingFile: text.slice(0, -DELETED.length), backingDeleted: true }
+}
+
+/**
+ * The devices attached to this very file, by device and inode: links, other paths and bind mounts are the same file.
+ * Or those that carry the tag.
+ */
+export async function find(what: BackingFile | { reference: string }): Promise<LoopInfo[]> {
+  if (typeof what === 'object' && what !== null && 'reference' in what) {
+    const reference = checkReference(what.reference)
+    assertSupported()
+    return filter(await list(), ({ number }) => matchesDevice(number, (info) => info.fileName === reference))
+  }
+  const argument = checkBackingFile(what)
+  assertSupported()
+  const wanted = await identityOf(argument)
+  return filter(await list(), (info) => isAttachedTo(info, wanted))
+}
+
+interface FileIdentity {
+  dev: bigint
+  ino: bigint
+}
+
+async function identityOf(argument: FileArgument): Promise<FileIdentity> {
+  const found = 'fd' in argument ? await fstat(argument.fd) : await stat(argument.path)
+  if (typeof found !== 'number') return found
+  const path = 'fd' in argument ? `descriptor ${argument.fd}` : argument.path.toString()
+  throw explain({ call: 'stat', errno: found, path, backingFile: path }, 'open backing file')
+}
+
+/** Asks the device itself only where the path does not tell: deleted, unreachable from here, or another file by now. */
+async function isAttachedTo(info: LoopInfo, wanted: FileIdentity): Promise<boolean> {
+  if (info.backingFile !== null && !info.backingDeleted) {
+    const atPath = await stat(info.backingFile)
+    if (typeof atPath !== 'number' && atPath.dev === wanted.dev && atPath.ino === wanted.ino) return true
+  }
+  return matchesDevice(info.number, ({ device, inode }) => device === wanted.dev && inode === wanted.ino)
+}
+
+async function matchesDevice(number: number, matches: (info: LoopInfo64) => boolean): Promise<boolean> {
+  return (await askDevice(number, matches)) ?? false
+}
+
+async function filter(infos: LoopInfo[], matches: (info: LoopInfo) => Promise<boolean>): Promise<LoopInfo[]> {
+  const found: LoopInfo[] = []
+  for (const info of infos) if (await matches(info)) found.push(info)
+  return found
+}
+
+/** @throws `no-such-device` */
+export async function requireInfo(number: number): Promise<LoopInfo> {
+  const info = await readInfo(number)
+  if (info) return info
+  throw refusal('no-such-device', 'open', 'there is no such device', { path: devicePath(number) })
+}

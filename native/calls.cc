@@ -1,0 +1,205 @@
+#include "calls.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+
+#include "uapi.h"
+
+namespace loopctl {
+namespace {
+
+constexpr unsigned kLoopMajor = 7;
+constexpr unsigned kMiscMajor = 10;
+constexpr unsigned kLoopControlMinor = 237;
+
+long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
+
+// The type of the request differs: unsigned long to glibc, int to musl.
+template <typename Request>
+Request RequestOf(int (*)(int, Request, ...));
+using Request = decltype(RequestOf(&::ioctl));
+
+template <typename Argument>
+long Ioctl(int fd, unsigned long request, Argument argument) {
+  return Answer(::ioctl(fd, static_cast<Request>(request), argument));
+}
+
+// With the module's max_part > 0 partitions have the loop major too: a whole device is then one minor in
+// (max_part + 1), and sysfs shows max_part rounded up to 2^n - 1. Read once, since it is fixed while the
+// module is loaded and looking at every call would cost ten times the call. Without sysfs: as if 0.
+unsigned PartitionMask() {
+  static std::atomic<int> known = -1;
+  int mask = known.load(std::memory_order_relaxed);
+  if (mask >= 0) return static_cast<unsigned>(mask);
+  const int fd = ::open("/sys/module/loop/parameters/max_part", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  char text[16] = {};
+  const ssize_t length = ::read(fd, text, sizeof text - 1);
+  ::close(fd);
+  if (length <= 0) return 0;
+  mask = std::atoi(text);
+  known.store(mask, std::memory_order_relaxed);
+  return static_cast<unsigned>(mask);
+}
+
+// 0 for a whole loop device. LOOP_CLR_FD on a partition would detach the device around it, and
+// the same request number means something else to another driver.
+long NeedLoopDevice(int fd) {
+  struct stat st{};
+  if (::fstat(fd, &st) != 0) return -errno;
+  const bool whole =
+      S_ISBLK(st.st_mode) && major(st.st_rdev) == kLoopMajor && (minor(st.st_rdev) & PartitionMask()) == 0;
+  return whole ? 0 : -ENOTTY;
+}
+
+long NeedLoopControl(int fd) {
+  struct stat st{};
+  if (::fstat(fd, &st) != 0) return -errno;
+  const bool control =
+      S_ISCHR(st.st_mode) && major(st.st_rdev) == kMiscMajor && minor(st.st_rdev) == kLoopControlMinor;
+  return control ? 0 : -ENOTTY;
+}
+
+template <typename Argument>
+long LoopIoctl(const Arguments& a, unsigned long request, Argument argument) {
+  if (const long refused = NeedLoopDevice(a.Int(0)); refused != 0) return refused;
+  return Ioctl(a.Int(0), request, argument);
+}
+
+long ControlIoctl(const Arguments& a, unsigned long request, long argument) {
+  if (const long refused = NeedLoopControl(a.Int(0)); refused != 0) return refused;
+  return Ioctl(a.Int(0), request, argument);
+}
+
+// For the requests that write one int of answer.
+long LoopIoctlInt(const Arguments& a, unsigned long request) {
+  int value = 0;
+  const long result = LoopIoctl(a, request, &value);
+  return result < 0 ? result : value;
+}
+
+long Partition(const Arguments& a, int op) {
+  struct blkpg_partition partition{};
+  partition.pno = a.Int(1);
+  partition.start = static_cast<long long>(a.U64(2));
+  partition.length = static_cast<long long>(a.U64(3));
+  struct blkpg_ioctl_arg argument{};
+  argument.op = op;
+  argument.datalen = sizeof partition;
+  argument.data = &partition;
+  return LoopIoctl(a, BLKPG, &argument);
+}
+
+// /dev/loop-control
+long LoopCtlAdd(Arguments& a) { return ControlIoctl(a, LOOP_CTL_ADD, a.Int(1)); }
+long LoopCtlRemove(Arguments& a) { return ControlIoctl(a, LOOP_CTL_REMOVE, a.Int(1)); }
+long LoopCtlGetFree(Arguments& a) { return ControlIoctl(a, LOOP_CTL_GET_FREE, 0); }
+
+// /dev/loopN
+long LoopSetFd(Arguments& a) { return LoopIoctl(a, LOOP_SET_FD, static_cast<long>(a.Int(1))); }
+long LoopChangeFd(Arguments& a) { return LoopIoctl(a, LOOP_CHANGE_FD, static_cast<long>(a.Int(1))); }
+long LoopClrFd(Arguments& a) { return LoopIoctl(a, LOOP_CLR_FD, 0L); }
+long LoopConfigure(Arguments& a) { return LoopIoctl(a, LOOP_CONFIGURE, a.data.data()); }
+// EFAULT where the kernel knows LOOP_CONFIGURE; configures nothing in any case.
+long LoopConfigureProbe(Arguments& a) { return LoopIoctl(a, LOOP_CONFIGURE, static_cast<void*>(nullptr)); }
+long LoopGetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_GET_STATUS64, a.data.data()); }
+long LoopSetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_SET_STATUS64, a.data.data()); }
+long LoopSetCapacity(Arguments& a) { return LoopIoctl(a, LOOP_SET_CAPACITY, 0L); }
+long LoopSetDirectIo(Arguments& a) { return LoopIoctl(a, LOOP_SET_DIRECT_IO, static_cast<long>(a.Int(1))); }
+long LoopSetBlockSize(Arguments& a) { return LoopIoctl(a, LOOP_SET_BLOCK_SIZE, static_cast<long>(a.Int(1))); }
+
+// Block devices in general, here only loop ones
+long BlkGetSize64(Arguments& a) { return LoopIoctl(a, BLKGETSIZE64, a.data.data()); }
+long BlkGetDiskSeq(Arguments& a) { return LoopIoctl(a, BLKGETDISKSEQ, a.data.data()); }
+long BlkSszGet(Arguments& a) { return LoopIoctlInt(a, BLKSSZGET); }
+long BlkRoGet(Arguments& a) { return LoopIoctlInt(a, BLKROGET); }
+long BlkRoSet(Arguments& a) {
+  int readOnly = a.Int(1);
+  return LoopIoctl(a, BLKROSET, &readOnly);
+}
+long BlkFlsBuf(Arguments& a) { return LoopIoctl(a, BLKFLSBUF, 0L); }
+long BlkRrPart(Arguments& a) { return LoopIoctl(a, BLKRRPART, 0L); }
+long BlkPgAddPartition(Arguments& a) { return Partition(a, BLKPG_ADD_PARTITION); }
+long BlkPgResizePartition(Arguments& a) { return Partition(a, BLKPG_RESIZE_PARTITION); }
+long BlkPgDelPartition(Arguments& a) { return Partition(a, BLKPG_DEL_PARTITION); }
+
+// Not ioctls, and not to be had from node:fs
+long FcntlGetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GETFL)); }
+long FcntlSetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_SETFL, a.Int(1))); }
+long FcntlGetSeals(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GET_SEALS)); }
+long LseekData(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_DATA)); }
+long LseekHole(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_HOLE)); }
+// The same place in both files.
+long CopyFileRange(Arguments& a) {
+  auto in = static_cast<off_t>(a.U64(2));
+  off_t out = in;
+  return Answer(::copy_file_range(a.Int(0), &in, a.Int(1), &out, static_cast<std::size_t>(a.U64(3)), 0));
+}
+// Shares the blocks of the whole file, where the filesystem can.
+long FiClone(Arguments& a) { return Ioctl(a.Int(0), FICLONE, a.Int(1)); }
+// Clean pages of the whole file leave the cache: what is read next comes from the medium.
+long FadviseDontNeed(Arguments& a) { return -::posix_fadvise(a.Int(0), 0, 0, POSIX_FADV_DONTNEED); }
+long Flock(Arguments& a) { return Answer(::flock(a.Int(0), a.Int(1))); }
+// Takes a write lease and gives it back: succeeds only where no other open file has the inode, a loop
+// device's included. Whoever breaks the lease in that instant has the kernel send SIGURG, which is ignored
+// by default, in place of SIGIO, which ends the process.
+long LeaseProbe(Arguments& a) {
+  const int fd = a.Int(0);
+  if (::fcntl(fd, F_SETSIG, SIGURG) != 0) return -errno;
+  if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return -errno;
+  return Answer(::fcntl(fd, F_SETLEASE, F_UNLCK));
+}
+long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
+
+using enum Parameter;
+
+constexpr Call kCalls[] = {
+    {"loopCtlAdd", LoopCtlAdd, {kInt, kInt}},
+    {"loopCtlRemove", LoopCtlRemove, {kInt, kInt}},
+    {"loopCtlGetFree", LoopCtlGetFree, {kInt}},
+    {"loopSetFd", LoopSetFd, {kInt, kInt}},
+    {"loopChangeFd", LoopChangeFd, {kInt, kInt}},
+    {"loopClrFd", LoopClrFd, {kInt}},
+    {"loopConfigure", LoopConfigure, {kInt, kIn}, sizeof(struct loop_config)},
+    {"loopConfigureProbe", LoopConfigureProbe, {kInt}},
+    {"loopGetStatus64", LoopGetStatus64, {kInt, kOut}, sizeof(struct loop_info64)},
+    {"loopSetStatus64", LoopSetStatus64, {kInt, kIn}, sizeof(struct loop_info64)},
+    {"loopSetCapacity", LoopSetCapacity, {kInt}},
+    {"loopSetDirectIo", LoopSetDirectIo, {kInt, kInt}},
+    {"loopSetBlockSize", LoopSetBlockSize, {kInt, kInt}},
+    {"blkGetSize64", BlkGetSize64, {kInt, kOut}, sizeof(std::uint64_t)},
+    {"blkGetDiskSeq", BlkGetDiskSeq, {kInt, kOut}, sizeof(std::uint64_t)},
+    {"blkSszGet", BlkSszGet, {kInt}},
+    {"blkRoGet", BlkRoGet, {kInt}},
+    {"blkRoSet", BlkRoSet, {kInt, kInt}},
+    {"blkFlsBuf", BlkFlsBuf, {kInt}},
+    {"blkRrPart", BlkRrPart, {kInt}},
+    {"blkPgAddPartition", BlkPgAddPartition, {kInt, kInt, kU64, kU64}},
+    {"blkPgResizePartition", BlkPgResizePartition, {kInt, kInt, kU64, kU64}},
+    {"blkPgDelPartition", BlkPgDelPartition, {kInt, kInt}},
+    {"fcntlGetFl", FcntlGetFl, {kInt}},
+    {"fcntlSetFl", FcntlSetFl, {kInt, kInt}},
+    {"fcntlGetSeals", FcntlGetSeals, {kInt}},
+    {"flock", Flock, {kInt, kInt}},
+    {"leaseProbe", LeaseProbe, {kInt}},
+    {"lseekData", LseekData, {kInt, kU64}},
+    {"lseekHole", LseekHole, {kInt, kU64}},
+    {"copyFileRange", CopyFileRange, {kInt, kInt, kU64, kU64}},
+    {"ficlone", FiClone, {kInt, kInt}},
+    {"fadviseDontNeed", FadviseDontNeed, {kInt}},
+    {"pageSize", PageSize, {}},
+};
+
+}  // namespace
+
+std::span<const Call> Calls() { return kCalls; }
+
+}  // namespace loopctl

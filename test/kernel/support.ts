@@ -1,0 +1,143 @@
+/** What every test on real devices stands on: its own folder and images, second witnesses, and a look back at the end. */
+
+import { execFileSync } from 'node:child_process'
+import {
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test as base, expect, inject, vi } from 'vitest'
+import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
+
+const noKernel = inject('noKernel')
+
+interface Fixtures {
+  /** A folder of the test's own; when the test is over, no device may be attached to anything in it. */
+  folder: string
+  /** Makes an image of that many bytes in the folder, filled with `fill`; answers its path. */
+  image: (name: string, bytes?: number, fill?: number) => string
+}
+
+const withFixtures = base.extend<Fixtures>({
+  // oxlint-disable-next-line no-empty-pattern -- vitest reads the fixtures' names off the pattern
+  folder: async ({}, use) => {
+    const folder = realpathSync(mkdtempSync(join(tmpdir(), 'loopctl-test-')))
+    const before = loopDescriptors()
+    await use(folder)
+    // Other processes look at devices too: one that has a device open in this moment is waited for.
+    const nothingLeft = () => expect(attachedUnder(folder), 'devices left attached').toEqual([])
+    await vi.waitFor(nothingLeft, { timeout: 5_000 })
+    const descriptors = loopDescriptors().filter((line) => !before.includes(line))
+    rmSync(folder, { recursive: true, force: true })
+    expect(descriptors, 'descriptors of loop devices left open').toEqual([])
+  },
+  image: async ({ folder }, use) => {
+    await use((name, bytes = 1 << 20, fill = 0) => {
+      const path = join(folder, name)
+      if (fill === 0) {
+        writeFileSync(path, '')
+        truncateSync(path, bytes)
+      } else writeFileSync(path, Buffer.alloc(bytes, fill))
+      return path
+    })
+  },
+})
+
+/** `test` for real devices: skipped where there are none (the gate has said why), and it leaves nothing behind. */
+export const test: typeof withFixtures = noKernel === '' ? withFixtures : (withFixtures.skip as typeof withFixtures)
+
+/** Descriptors of this process on loop devices, as `fd -> target`. */
+export function loopDescriptors(): string[] {
+  return readdirSync('/proc/self/fd').flatMap((fd) => {
+    try {
+      const target = readlinkSync(`/proc/self/fd/${fd}`)
+      return target.startsWith('/dev/loop') ? [`${fd} -> ${target}`] : []
+    } catch {
+      return []
+    }
+  })
+}
+
+/** How many descriptors this process has open. */
+export function countDescriptors(): number {
+  return readdirSync('/proc/self/fd').length
+}
+
+/** Numbers of attached devices; sysfs is the witness. */
+export function attachedNumbers(): number[] {
+  return readdirSync('/sys/block')
+    .map((name) => /^loop(\d+)$/.exec(name)?.[1])
+    .filter((digits) => digits !== undefined)
+    .map(Number)
+    .filter((number) => existsSync(`/sys/block/loop${number}/loop`))
+}
+
+function attachedUnder(folder: string): string[] {
+  return attachedNumbers().flatMap((number) => {
+    const file = sysfs(number, 'loop/backing_file')
+    return file?.startsWith(folder) ? [`/dev/loop${number} ${file}`] : []
+  })
+}
+
+/** One sysfs file of a device, without the newline; undefined where there is none. */
+export function sysfs(number: number, file: string): string | undefined {
+  try {
+    return readFileSync(`/sys/block/loop${number}/${file}`, 'utf8').replace(/\n$/, '')
+  } catch {
+    return undefined
+  }
+}
+
+/** What losetup says of a device: the witness that is not ours. */
+export function losetup(path: string): Record<string, unknown> | undefined {
+  const output = execFileSync('losetup', ['--json', '--list', '--output-all', path], { encoding: 'utf8' })
+  const { loopdevices } = JSON.parse(output || '{"loopdevices":[]}') as { loopdevices: Record<string, unknown>[] }
+  return loopdevices[0]
+}
+
+/** `lo_file_name`, asked for by another program; losetup shows it only since 2.40. */
+export function loopFileName(path: string): string {
+  const script = `
+import fcntl, sys
+with open(sys.argv[1], 'rb') as device:
+    info = fcntl.ioctl(device, 0x4C05, bytes(232))
+sys.stdout.buffer.write(info[56:120].split(b'\\0')[0])`
+  return execFileSync('python3', ['-c', script, path], { encoding: 'utf8' })
+}
+
+/** The error that `operation` ends with, which has to be a LoopError of that reason. */
+export async function failure(reason: LoopErrorReason, operation: () => unknown): Promise<LoopError> {
+  let error: unknown
+  try {
+    await operation()
+  } catch (caught) {
+    error = caught
+  }
+  if (!(error instanceof LoopError)) expect.fail(`wanted a LoopError of reason ${reason}, got ${String(error)}`)
+  expect(error.reason, error.message).toBe(reason)
+  return error
+}
+
+/** The bytes of a descriptor or file. */
+export function contents(path: string): Buffer {
+  return readFileSync(path)
+}
+
+/** Opens, for tests of what is given as a descriptor; the test closes it. */
+export function openFile(path: string, flags: string | number = 'r+'): number {
+  return openSync(path, flags)
+}
+
+/** A number that no device has. */
+export function unusedNumber(): number {
+  for (let number = 900; ; number++) if (!existsSync(`/sys/block/loop${number}`)) return number
+}

@@ -1,0 +1,119 @@
+import { execFileSync } from 'node:child_process'
+import { closeSync, openSync, readdirSync, statSync } from 'node:fs'
+import { afterEach, describe, expect, vi } from 'vitest'
+import { attach, type AttachOptions, LoopControl, LoopError } from '../../lib/index.ts'
+import { loopCtlAddSync } from '../../lib/ioctl.ts'
+import { observe } from '../../lib/kernel/seam.ts'
+import { countDescriptors, failure, sysfs, test, unusedNumber } from './support.ts'
+
+afterEach(() => {
+  observe(undefined)
+  vi.restoreAllMocks()
+})
+
+/** The calls that an undisturbed attach makes. */
+async function countCalls(operation: () => Promise<unknown>): Promise<number> {
+  let calls = 0
+  observe(() => {
+    calls++
+  })
+  await operation()
+  observe(undefined)
+  return calls
+}
+
+function nodes(): string[] {
+  return readdirSync('/dev').filter((name) => name.startsWith('loop'))
+}
+
+describe('an attach that is given up at its k-th call, for every k, leaves nothing', () => {
+  const cases: [string, AttachOptions][] = [
+    ['any free device', {}],
+    ['a device that has to be made', { number: 0 }],
+    ['everything asked for', { readOnly: true, offset: 512, sizeLimit: 8192, directIO: 'prefer', partscan: true }],
+    ['reuse of what is not there', { overlap: 'reuse' }],
+  ]
+  for (const [name, given] of cases) {
+    for (const how of ['aborted', 'out of time'] as const) {
+      test(`${name}, ${how}`, async ({ image }) => {
+        const file = image('disk')
+        const number = unusedNumber()
+        const options = given.number === undefined ? given : { ...given, number }
+        const removeMade = async () => {
+          if (options.number === undefined) return
+          await using control = await LoopControl.open()
+          await control.remove(number)
+        }
+        const calls = await countCalls(async () => (await attach(file, options)).close())
+        await removeMade()
+        expect(calls).toBeGreaterThan(10)
+
+        const before = { descriptors: countDescriptors(), nodes: nodes() }
+        const reason = new Error('enough')
+        let rejected = 0
+        for (let k = 1; k <= calls; k++) {
+          const controller = new AbortController()
+          let seen = 0
+          observe(() => {
+            if (++seen !== k) return
+            if (how === 'aborted') controller.abort(reason)
+            else {
+              const late = performance.now() + 1e6
+              vi.spyOn(performance, 'now').mockReturnValue(late)
+            }
+          })
+          let error: unknown
+          try {
+            const device = await attach(file, { ...options, signal: controller.signal, timeout: 60_000 })
+            observe(undefined)
+            vi.restoreAllMocks()
+            expect(sysfs(device.number, 'loop/backing_file')).toBe(file)
+            expect(await device.detach()).toBe('detached')
+            await removeMade()
+          } catch (caught) {
+            error = caught
+            rejected++
+            observe(undefined)
+            vi.restoreAllMocks()
+            if (how === 'aborted') expect(error, `call ${k}`).toBe(reason)
+            else expect(error, `call ${k}`).toSatisfy((e) => LoopError.is(e, 'timeout'))
+          }
+          expect(losetupOf(file), `call ${k}`).toBe('')
+          expect(countDescriptors(), `descriptors after call ${k}`).toBe(before.descriptors)
+          expect(nodes(), `nodes after call ${k}`).toEqual(before.nodes)
+        }
+        // before the switch to success there were many chances to give up
+        expect(rejected).toBeGreaterThan(calls / 4)
+      })
+    }
+  }
+})
+
+test('a failed attach does not remove a free device that was there, though another is made meanwhile', async ({
+  image,
+}) => {
+  await using control = await LoopControl.open()
+  const free = await control.getFree()
+  // it may have been made this moment
+  await vi.waitUntil(() => Date.now() - statSync(`/dev/loop${free}`).birthtimeMs > 100)
+  const other = unusedNumber()
+  const fd = openSync('/dev/loop-control', 'r+')
+  try {
+    observe((call) => {
+      if (call !== 'loopCtlGetFree') return
+      observe(undefined)
+      loopCtlAddSync(fd, other)
+    })
+    const file = image('disk')
+    await failure('direct-io-unavailable', () => attach(file, { directIO: true, offset: 100, readOnly: true }))
+    expect(sysfs(other, 'size')).toBe('0')
+    expect(sysfs(free, 'size')).toBe('0')
+  } finally {
+    closeSync(fd)
+    await control.remove(other)
+  }
+})
+
+function losetupOf(file: string): string {
+  return execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })
+}
