@@ -3,6 +3,7 @@
 import { constants } from 'node:os'
 import { backoff, type Deadline } from './deadline.ts'
 import { devicePath } from './handle.ts'
+import { findHoldersSoon } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { O_RDWR, open } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
@@ -77,13 +78,14 @@ export async function removeDevice(control: number, number: number, deadline: De
         errno: answer,
         path: devicePath(number),
         number,
-        effort: tries(attempt),
+        holders: answer === -EBUSY && !sysfs.isBound(number) ? await findHoldersSoon(number) : undefined,
+        effort: tries(attempt, deadline),
       })
     }
   }
 }
 
-/** `after 3 attempts`; nothing to say of the first. */
-export function tries(attempt: number): string | undefined {
-  return attempt === 1 ? undefined : `after ${attempt} attempts`
+/** `after 3 attempts in 120 ms`; nothing to say of the first. */
+export function tries(attempt: number, { waited }: Deadline): string | undefined {
+  return attempt === 1 ? undefined : `after ${attempt} attempts in ${waited} ms`
 }

@@ -27,7 +27,7 @@ import type { LoopInfo64 } from './kernel/uapi.ts'
 import { type ControlLock, lockControl } from './lock.ts'
 import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
-import { explain, type Failure, type OpenRole } from './reasons.ts'
+import { diagnose, explain, type Failure, type Role } from './reasons.ts'
 
 /** How to attach. Everything is optional; `undefined` counts as absent. */
 export interface AttachOptions {
@@ -147,7 +147,7 @@ export function checkWanted(given: AttachOptions): Wanted {
 /** One try at one device that failed, in a way that another try, perhaps at another device, may not. */
 interface Refused {
   failure: Failure
-  role?: OpenRole
+  role?: Role
   reason: LoopErrorReason
 }
 
@@ -189,7 +189,7 @@ class Attachment {
     for (let attempt = 1; ; attempt++) {
       const result = await this.#tryOnce()
       if (result instanceof Handle) return result
-      if (!(await this.#deadline.pause(backoff(attempt)))) throw this.#giveUp(result, attempt)
+      if (!(await this.#deadline.pause(backoff(attempt)))) throw await this.#giveUp(result, attempt)
     }
   }
 
@@ -276,8 +276,8 @@ class Attachment {
     this.#refuseConflict(others.filter((other) => (other.diskSeq ?? 0) <= diskSeq))
   }
 
-  #giveUp({ failure, role }: Refused, attempt: number): LoopError {
-    const error = explain({ ...failure, effort: tries(attempt) }, role)
+  async #giveUp({ failure, role }: Refused, attempt: number): Promise<LoopError> {
+    const error = await diagnose({ ...failure, effort: tries(attempt, this.#deadline) }, role)
     if (this.#wanted.number !== undefined) return error
     // With a free choice of devices every refusal was another device's: what is left to say is that they all were taken.
     return new LoopError({
@@ -287,7 +287,7 @@ class Attachment {
       ioctl: error.ioctl,
       path: error.path,
       backingFile: error.backingFile,
-      detail: `every free device was taken by somebody else first (${attempt} attempts)`,
+      detail: `every free device was taken by somebody else first (${attempt} attempts in ${this.#deadline.waited} ms)`,
       cause: error,
     })
   }
@@ -352,7 +352,7 @@ class Attachment {
       this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
       const failure = await configure(target, this.#deadline)
-      if (failure) return this.#classify(failure)
+      if (failure) return await this.#classify(failure)
       attached = true
       lock.release()
       this.#deadline.throwIfAborted()
@@ -385,8 +385,8 @@ class Attachment {
   }
 
   /** A failure that will stay is thrown; one that may pass is returned. */
-  #classify(failure: Failure, role?: OpenRole): Refused {
-    const error = explain(failure, role)
+  async #classify(failure: Failure, role?: Role): Promise<Refused> {
+    const error = await diagnose(failure, role)
     const passes =
       MAY_PASS.has(error.reason) || (error.reason === 'already-attached' && this.#wanted.number === undefined)
     if (!passes) throw error

@@ -10,7 +10,8 @@ import { binding } from './kernel/binding.ts'
 import * as files from './kernel/files.ts'
 import { readBlockDeviceSize } from './kernel/sysfs.ts'
 import { formatDevice } from './kernel/uapi.ts'
-import { explain, pathOfDescriptor } from './reasons.ts'
+import { pathOfDescriptor } from './evidence.ts'
+import { explain } from './reasons.ts'
 
 const { EACCES, EAGAIN, EPERM, EROFS, ETXTBSY } = constants.errno
 const R_OK = 4
@@ -155,11 +156,4 @@ async function describe(
   const size = stat.isBlockDevice() ? await readBlockDeviceSize(formatDevice(stat.rdev)) : stat.size
   const rdevice = stat.isBlockDevice() ? stat.rdev : undefined
   return { fd, path, writable, device: stat.dev, inode: stat.ino, rdevice, size, opened, close: letGo }
-}
-
-/** What a device over these bytes shows: whole sectors of 512. */
-export function visibleSize(fileSize: bigint, offset: bigint, sizeLimit: bigint): bigint {
-  const rest = fileSize > offset ? fileSize - offset : 0n
-  const shown = sizeLimit > 0n && sizeLimit < rest ? sizeLimit : rest
-  return (shown / 512n) * 512n
 }

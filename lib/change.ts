@@ -2,11 +2,12 @@
 
 import { CONTROL } from './allocate.ts'
 import { type BackingFile, checkBackingFile, checkBoolean, checkFunction, checkOptions } from './arguments.ts'
-import { type Backing, openBacking, visibleSize } from './backing.ts'
+import { type Backing, openBacking } from './backing.ts'
 import { compareContents } from './compare.ts'
 import { openSource, type Source } from './copy.ts'
 import { checkDeadline, Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
+import { sizeDifference, visibleSize } from './evidence.ts'
 import { guardFilesystem } from './guard.ts'
 import type { Handle } from './handle.ts'
 import { binding } from './kernel/binding.ts'
@@ -14,7 +15,7 @@ import { close, O_RDWR, open } from './kernel/files.ts'
 import { LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, type LoopInfo64 } from './kernel/uapi.ts'
 import { lockControl } from './lock.ts'
 import { type BackingIdentity, conflicts, findAttachments, overlapError } from './overlap.ts'
-import { sizeDifference } from './reasons.ts'
+import { diagnose } from './reasons.ts'
 import { onBackingDevice } from './stack.ts'
 import { readSize } from './status.ts'
 
@@ -197,7 +198,7 @@ async function issueChange(
   const answer = await target.changeIdentity({ device, inode, rdevice, offset: before.offset }, () =>
     binding().loopChangeFd(target.descriptor, to.fd),
   )
-  if (answer < 0) throw target.explain(CHANGE, answer, { backingFile: to.path, backingFd: to.fd })
+  if (answer < 0) throw await diagnose(target.failure(CHANGE, answer, { backingFile: to.path, backingFd: to.fd }))
 }
 
 type IdentityKey = 'device' | 'inode' | 'rdevice'

@@ -1,9 +1,10 @@
 /** One free device, opened: set up, and then looked at for what is really in effect. */
 
 import { constants } from 'node:os'
-import { type Backing, visibleSize } from './backing.ts'
+import type { Backing } from './backing.ts'
 import { backoff, type Deadline } from './deadline.ts'
 import { refusal } from './errors.ts'
+import { visibleSize } from './evidence.ts'
 import { devicePath } from './handle.ts'
 import { binding } from './kernel/binding.ts'
 import { hasLoopConfigure, pageSize } from './kernel/features.ts'
@@ -156,6 +157,7 @@ async function allowWriting(target: Target): Promise<void> {
   if (answer < 0) throw explain(failureOf(target, 'BLKROSET', answer))
 }
 
-function failureOf({ number, fd, backing }: Target, call: string, errno: number): Failure {
-  return { call, errno, path: devicePath(number), number, fd, backingFd: backing.fd, backingFile: backing.path }
+function failureOf({ number, fd, backing, settings }: Target, call: string, errno: number): Failure {
+  const asked = { blockSize: settings.blockSize, offset: settings.offset, sizeLimit: settings.sizeLimit }
+  return { call, errno, path: devicePath(number), number, fd, backingFd: backing.fd, backingFile: backing.path, asked }
 }

@@ -15,18 +15,25 @@ export function checkDeadline(
 
 export class Deadline {
   readonly #timeout: number
+  readonly #start: number
   readonly #end: number
   readonly #signal: AbortSignal | undefined
 
   /** `timeout` in milliseconds; 0: one try, no waiting. */
   constructor(timeout: number, signal?: AbortSignal) {
     this.#timeout = timeout
-    this.#end = performance.now() + timeout
+    this.#start = performance.now()
+    this.#end = this.#start + timeout
     this.#signal = signal
   }
 
   throwIfAborted(): void {
     this.#signal?.throwIfAborted()
+  }
+
+  /** Milliseconds since the beginning. */
+  get waited(): number {
+    return Math.round(performance.now() - this.#start)
   }
 
   get left(): number {

@@ -6,9 +6,9 @@ import { checkBoolean, checkOptions } from './arguments.ts'
 import { backoff, checkDeadline, type Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
 import { type Handle, type Info, openDevice } from './handle.ts'
-import { describeHolders, findHolders, type Holder } from './holders.ts'
+import { adviseHolders, describeHolders, findHolders, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
-import { canAdministrate } from './kernel/capabilities.ts'
+import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
@@ -47,7 +47,7 @@ async function detachStrictly(handle: Handle, deadline: Deadline): Promise<Detac
     const holders = await holdersOf(handle)
     // Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves.
     const lasting = outcome === 'held' || holders.some(({ kind }) => kind === 'loop')
-    if (lasting || !(await deadline.pause(backoff(attempt)))) throw inUse(handle, holders, attempt)
+    if (lasting || !(await deadline.pause(backoff(attempt)))) throw inUse(handle, holders, tries(attempt, deadline))
   }
 }
 
@@ -192,14 +192,13 @@ async function holdersOf(handle: Handle): Promise<Holder[]> {
   return holders.length > 0 ? holders : [{ device: handle.path, kind: 'unknown' }]
 }
 
-function inUse(handle: Handle, holders: Holder[], attempt: number): LoopError {
-  const effort = tries(attempt)
+function inUse(handle: Handle, holders: Holder[], effort: string | undefined): LoopError {
   const detail = describeHolders(holders) + (effort === undefined ? '' : ` (${effort})`)
   return refusal('in-use', 'ioctl', detail, {
     path: handle.path,
     ioctl: 'LOOP_CLR_FD',
     holders,
-    hint: 'let go of it there, or detach with lazy: true to have the kernel do it when the last user is done',
+    hint: `${adviseHolders(holders)}; or detach with lazy: true, and the kernel does it when the last user is done`,
   })
 }
 

@@ -35,6 +35,8 @@ export type LoopErrorReason =
   | 'contention'
   | 'content-differs'
   | 'destination-exists'
+  | 'bad-partition-table'
+  | 'partscan-off'
   | 'not-a-loop-device'
   | 'closed'
   | 'timeout'
@@ -104,7 +106,10 @@ export class LoopError extends Error {
   }
 
   /** Whether it is a LoopError, and of that reason if one is named. */
-  static is(error: unknown, reason?: LoopErrorReason): error is LoopError {
+  static is<Reason extends LoopErrorReason = LoopErrorReason>(
+    error: unknown,
+    reason?: Reason,
+  ): error is LoopError & { readonly reason: Reason } {
     return error instanceof LoopError && (reason === undefined || error.reason === reason)
   }
 }

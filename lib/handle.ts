@@ -369,8 +369,12 @@ export class Handle {
     }
   }
 
-  explain(call: string, errno: number, more: Partial<Failure> = {}): LoopError {
+  failure(call: string, errno: number, more: Partial<Failure> = {}): Failure {
     const fd = this.descriptor < 0 ? undefined : this.descriptor
-    return explain({ call, errno, path: this.path, number: this.number, fd, ...more })
+    return { call, errno, path: this.path, number: this.number, fd, ...more }
+  }
+
+  explain(call: string, errno: number, more: Partial<Failure> = {}): LoopError {
+    return explain(this.failure(call, errno, more), call === 'open' ? 'open device' : undefined)
   }
 }

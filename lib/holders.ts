@@ -1,6 +1,6 @@
 /** Who is in the way: everything that keeps a loop device, or one of its partitions, from being let go. */
 
-import { setImmediate } from 'node:timers/promises'
+import { setImmediate, setTimeout } from 'node:timers/promises'
 import { readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from './kernel/files.ts'
 import { readMounts } from './kernel/mountinfo.ts'
 import * as sysfs from './kernel/sysfs.ts'
@@ -38,9 +38,38 @@ export async function findHolders(number: number, ownDescriptors: readonly numbe
   ]
 }
 
+/** {@link findHolders} for the message of an error: undefined where it takes long, on a machine with many processes. */
+export function findHoldersSoon(number: number, ownDescriptors?: readonly number[]): Promise<Holder[] | undefined> {
+  return Promise.race([findHolders(number, ownDescriptors), setTimeout(SOON, undefined, { ref: false })])
+}
+
+const SOON = 50
+
 /** One line for a message: `mounted at /mnt (ext4), open in process 17 (cat)`. */
 export function describeHolders(holders: readonly Holder[]): string {
   return holders.map(describeHolder).join(', ')
+}
+
+/** What to do about the first of them: `unmount /mnt first`. */
+export function adviseHolders([holder]: readonly Holder[]): string {
+  switch (holder?.kind) {
+    case 'mount':
+      return `unmount ${holder.mountPoint} first: it is still mounted there`
+    case 'swap':
+      return `swapoff ${holder.device} first`
+    case 'loop':
+      return `detach ${holder.path} first`
+    case 'process':
+      return `wait for process ${holder.pid} (${holder.command}) to close it, or end it`
+    case 'device-mapper':
+      return `dmsetup remove ${holder.name} first`
+    case 'md':
+      return `mdadm --stop ${holder.path} first`
+    case 'block':
+      return `take ${holder.path} down first`
+    default:
+      return 'look for it in other containers: another mount or process namespace holds it'
+  }
 }
 
 function describeHolder(holder: Holder): string {

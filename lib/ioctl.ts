@@ -30,7 +30,8 @@ import {
   newU64,
   patchInfo,
 } from './kernel/uapi.ts'
-import { explain, pathOfDescriptor } from './reasons.ts'
+import { type Asked, pathOfDescriptor } from './evidence.ts'
+import { diagnose, explain, type Failure, type Role } from './reasons.ts'
 
 export { LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY } from './kernel/uapi.ts'
 export type { LoopInfo64 } from './kernel/uapi.ts'
@@ -60,9 +61,9 @@ interface Spec<Values extends unknown[], Result> {
   encode: (...values: Values) => [fd: number, ...unknown[]]
   /** Makes the result of the kernel's answer and of what it wrote into the encoded arguments. */
   decode: (answer: number, encoded: unknown[]) => Result
-  /** For the diagnosis: which argument is the backing file's descriptor, and which the device's number. */
-  backingFd?: (...values: Values) => number
-  number?: (...values: Values) => number
+  /** For the diagnosis. */
+  known?: (...values: Values) => Pick<Failure, 'backingFd' | 'number' | 'asked'>
+  role?: Role
 }
 
 /** As a promise, and at once. */
@@ -72,27 +73,28 @@ interface Pair<Values extends unknown[], Result> {
 }
 
 function ioctl<Values extends unknown[], Result>(spec: Spec<Values, Result>): Pair<Values, Result> {
-  const finish = (answer: number, encoded: [fd: number, ...unknown[]], values: Values): Result => {
-    if (answer >= 0) return spec.decode(answer, encoded)
-    const [fd] = encoded
-    const backingFd = spec.backingFd?.(...values)
-    const backingFile = backingFd === undefined ? undefined : pathOfDescriptor(backingFd)
+  const failureOf = (errno: number, fd: number, values: Values): Failure => {
+    const known = spec.known?.(...values) ?? {}
+    const backingFile = known.backingFd === undefined ? undefined : pathOfDescriptor(known.backingFd)
     const path = pathOfDescriptor(fd)
-    const number = spec.number?.(...values) ?? numberOfPath(path)
-    throw explain({ call: spec.ioctl, errno: answer, path, number, fd, backingFd, backingFile })
+    return { call: spec.ioctl, errno, path, number: numberOfPath(path), fd, backingFile, ...known }
   }
   return {
     promised: async (...values) => {
       const encoded = spec.encode(...values)
       assertSupported()
       const call = binding()[spec.name] as (...native: unknown[]) => Promise<number>
-      return finish(await call(...encoded), encoded, values)
+      const answer = await call(...encoded)
+      if (answer >= 0) return spec.decode(answer, encoded)
+      throw await diagnose(failureOf(answer, encoded[0], values), spec.role)
     },
     immediate: (...values) => {
       const encoded = spec.encode(...values)
       assertSupported()
       const call = binding()[`${spec.name}Sync`] as (...native: unknown[]) => number
-      return finish(call(...encoded), encoded, values)
+      const answer = call(...encoded)
+      if (answer >= 0) return spec.decode(answer, encoded)
+      throw explain(failureOf(answer, encoded[0], values), spec.role)
     },
   }
 }
@@ -155,7 +157,7 @@ function encodeConfigure(fd: number, config: LoopConfig): [number, Uint8Array] {
   return [fd, encodeConfig(backingFd, given.blockSize ?? 0, checkInfo(given.info === undefined ? {} : given.info))]
 }
 
-function partition(fd: number, range: PartitionRange): [number, number, bigint, bigint] {
+function encodePartition(fd: number, range: PartitionRange): [number, number, bigint, bigint] {
   checkDescriptor('fd', fd)
   const { number, start, length } = checkOptions(checkObject('range', range), ['number', 'start', 'length'])
   return [
@@ -166,6 +168,10 @@ function partition(fd: number, range: PartitionRange): [number, number, bigint, 
   ]
 }
 
+function askedPartition(_: number, partition: PartitionRange): { asked: Asked } {
+  return { asked: { partition } }
+}
+
 const ctlAdd = ioctl({
   ioctl: 'LOOP_CTL_ADD',
   name: 'loopCtlAdd',
@@ -174,6 +180,7 @@ const ctlAdd = ioctl({
     checkInteger('number', number, -1, LOOP_NUMBER_MAX),
   ],
   decode: theAnswer,
+  known: (_, number) => (number === -1 ? {} : { number }),
 })
 /** Makes /dev/loop`number`; -1: the next unused number (up to 5.13 only while there is no free device). Answers it. */
 export const loopCtlAdd: (fd: number, number: number) => Promise<number> = ctlAdd.promised
@@ -189,7 +196,7 @@ const ctlRemove = ioctl({
     checkInteger('number', number, 0, LOOP_NUMBER_MAX),
   ],
   decode: theAnswer,
-  number: (_, number) => number,
+  known: (_, number) => ({ number }),
 })
 /** Removes a free device that nobody has open. Answers its number up to 5.11, 0 from 5.12 on. */
 export const loopCtlRemove: (fd: number, number: number) => Promise<number> = ctlRemove.promised
@@ -212,7 +219,7 @@ const setFd = ioctl({
   name: 'loopSetFd',
   encode: twoFds,
   decode: nothing,
-  backingFd: (_, backingFd) => backingFd,
+  known: (_, backingFd) => ({ backingFd }),
 })
 /** Attaches. Read-only where either descriptor is. */
 export const loopSetFd: (fd: number, backingFd: number) => Promise<void> = setFd.promised
@@ -224,7 +231,7 @@ const changeFd = ioctl({
   name: 'loopChangeFd',
   encode: twoFds,
   decode: nothing,
-  backingFd: (_, backingFd) => backingFd,
+  known: (_, backingFd) => ({ backingFd }),
 })
 /**
  * Another backing file of the same visible size for a read-only device. Since about kernel 6.6 this shuts down an ext4
@@ -245,7 +252,7 @@ const configure = ioctl({
   name: 'loopConfigure',
   encode: encodeConfigure,
   decode: nothing,
-  backingFd: (_, config) => config.fd,
+  known: (_, { fd, blockSize, info }) => ({ backingFd: fd, asked: { blockSize, flags: info?.flags } }),
 })
 /** Attaches with everything set in one step; kernel 5.8 and later. */
 export const loopConfigure: (fd: number, config: LoopConfig) => Promise<void> = configure.promised
@@ -305,6 +312,7 @@ const setBlockSize = ioctl({
   // The kernel looks at 32 bits of it, older ones at 16.
   encode: (fd: number, bytes: number) => [checkDescriptor('fd', fd), checkBlockSize('bytes', bytes, 65_536)],
   decode: nothing,
+  known: (_, blockSize) => ({ asked: { blockSize } }),
 })
 /** Logical block size: a power of two from 512 to the page size, newer kernels to 65 536; kernel 4.14 and later. */
 export const loopSetBlockSize: (fd: number, bytes: number) => Promise<void> = setBlockSize.promised
@@ -363,13 +371,27 @@ export const blkRrPart: (fd: number) => Promise<void> = rrPart.promised
 /** {@link blkRrPart}, at once. */
 export const blkRrPartSync: (fd: number) => void = rrPart.immediate
 
-const addPartition = ioctl({ ioctl: 'BLKPG', name: 'blkPgAddPartition', encode: partition, decode: nothing })
+const addPartition = ioctl({
+  ioctl: 'BLKPG',
+  name: 'blkPgAddPartition',
+  encode: encodePartition,
+  decode: nothing,
+  known: askedPartition,
+  role: 'BLKPG add',
+})
 /** Makes a partition of the device, whatever table is on it. */
 export const blkPgAddPartition: (fd: number, range: PartitionRange) => Promise<void> = addPartition.promised
 /** {@link blkPgAddPartition}, at once. */
 export const blkPgAddPartitionSync: (fd: number, range: PartitionRange) => void = addPartition.immediate
 
-const resizePartition = ioctl({ ioctl: 'BLKPG', name: 'blkPgResizePartition', encode: partition, decode: nothing })
+const resizePartition = ioctl({
+  ioctl: 'BLKPG',
+  name: 'blkPgResizePartition',
+  encode: encodePartition,
+  decode: nothing,
+  known: askedPartition,
+  role: 'BLKPG resize',
+})
 /** Another length for a partition, at the same start. */
 export const blkPgResizePartition: (fd: number, range: PartitionRange) => Promise<void> = resizePartition.promised
 /** {@link blkPgResizePartition}, at once. */
@@ -380,6 +402,8 @@ const delPartition = ioctl({
   name: 'blkPgDelPartition',
   encode: (fd: number, number: number) => [checkDescriptor('fd', fd), checkInteger('number', number, 1, 0x7fff_ffff)],
   decode: nothing,
+  known: (_, number) => ({ asked: { partition: { number } } }),
+  role: 'BLKPG delete',
 })
 /** Removes a partition that nobody uses. */
 export const blkPgDelPartition: (fd: number, number: number) => Promise<void> = delPartition.promised

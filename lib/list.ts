@@ -61,7 +61,7 @@ export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   const wantsAll = all === undefined ? false : checkBoolean('all', all)
   assertSupported()
   const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' })
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
   const infos: LoopInfo[] = []
   for (const number of numbers) {
     const info = await readInfo(number)

@@ -39,7 +39,7 @@ export async function findAttachments(backing: BackingIdentity): Promise<Found[]
 /** Asks every attached device. */
 export async function scanAttachments(backing: BackingIdentity): Promise<Found[]> {
   const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' })
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
   const found: Found[] = []
   for (const number of numbers) {
     if (!sysfs.isBound(number)) continue

@@ -1,125 +1,315 @@
 /**
  * From (call, errno) to the cause. One table, in the kernel's own order of checks; the first entry that applies wins.
- * It is looked at only after a failure, it only reads, and the kernel's errno is kept whatever it finds.
+ * It is looked at only after a failure, it only reads, and the kernel's errno is kept whatever it finds. The readings
+ * are those of evidence.ts. A new cause is one entry.
  */
 
-import { errnoDescription, errnoName, LoopError, type LoopErrorReason } from './errors.ts'
-import type { Holder } from './holders.ts'
-import { binding } from './kernel/binding.ts'
-import { existsSync, fstatSync, readLinkSync } from './kernel/files.ts'
-import * as sysfs from './kernel/sysfs.ts'
-import { decodeInfo, LO_FLAGS_READ_ONLY, type LoopInfo64, newInfo } from './kernel/uapi.ts'
+import { constants } from 'node:os'
+import { errnoDescription, errnoName, LoopError } from './errors.ts'
+import {
+  askStatus,
+  backingFileOf,
+  backingIsOpen,
+  backingIsPathOnly,
+  type Cause,
+  compareSizes,
+  describeAlignment,
+  describeBlockSize,
+  describePrivileges,
+  describeSandbox,
+  describeType,
+  deviceIsClosed,
+  type Failure,
+  filesystemOf,
+  freeLoopUnder,
+  inUserNamespace,
+  isAdministrator,
+  isAttached,
+  isGoing,
+  isImpossibleBlockSize,
+  isNeitherFileNorBlockDevice,
+  isReadOnly,
+  isThere,
+  nodeNumbersOf,
+  nodevMount,
+  overridesModes,
+  partitionFault,
+  partitionIsThere,
+  partitionPath,
+  sizeDifference,
+  type Text,
+} from './evidence.ts'
+import { adviseHolders, describeHolders } from './holders.ts'
+import { hasLoopConfigure } from './kernel/features.ts'
+import { LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, LOOP_NUMBER_MAX } from './kernel/uapi.ts'
 
-/** A failed call and what is known of its circumstances. */
-export interface Failure {
-  /** An ioctl's name (`LOOP_CHANGE_FD`) or a system call's (`open`). */
-  call: string
-  /** Negative. */
-  errno: number
-  /** What the call was given, for the message. */
-  path?: string | undefined
-  /** The loop device's number, and an open descriptor of it. */
-  number?: number | undefined
-  fd?: number | undefined
-  /** The backing file: its path for the message, its descriptor where it is open. */
-  backingFile?: string | undefined
-  backingFd?: number | undefined
-  /** For LOOP_CHANGE_FD: what the device shows now and what it would show, in bytes. */
-  sizes?: { now: bigint; then: bigint } | undefined
-  holders?: Holder[] | undefined
-  /** What was tried before giving up, for the message. */
-  effort?: string | undefined
+export type { Failure } from './evidence.ts'
+
+const CONFIGURE_FLAGS = 0x1d
+
+const RUN_AS_ROOT = 'run as root or add CAP_SYS_ADMIN'
+const LEAVE_USER_NAMESPACE =
+  'run it in the initial user namespace: as root, in a container without rootless mode and without a user namespace'
+const ALLOW_DEVICES =
+  "allow the devices: docker run --device-cgroup-rule 'b 7:* rmw' --device-cgroup-rule 'b 259:* rmw' --device-cgroup-rule 'c 10:237 rwm'"
+const ALLOW_CALLS = 'let the sandbox allow the ioctls of loop devices, in docker with --security-opt seccomp=PROFILE'
+const LOAD_DRIVER = 'load the module (modprobe loop); in a container, pass the node in: --device /dev/loop-control'
+
+const inUserNamespaceCause: Cause = {
+  reason: 'permission',
+  when: inUserNamespace,
+  detail: 'root of a user namespace has no rights on the devices of the machine',
+  hint: LEAVE_USER_NAMESPACE,
 }
 
-interface Cause {
-  reason: LoopErrorReason
-  /** The reading that tells it from the causes after it; without one it always applies. */
-  when?: (failure: Failure) => boolean
-  detail?: string | ((failure: Failure) => string)
-  hint?: string | ((failure: Failure) => string)
-}
-
-const PRIVILEGES = 'run as root, or with CAP_SYS_ADMIN and access to /dev/loop-control and /dev/loopN'
-
-const notAttached: Cause[] = [
-  { reason: 'detaching', when: isGoing, detail: 'the device is being detached, and still held by another process' },
-  { reason: 'not-attached', detail: 'the device has no backing file' },
+/** The kernel's own order: the mount, the node's mode, the device cgroup, a security module. */
+const openRefused: Cause[] = [
+  {
+    reason: 'permission',
+    when: ({ errno }) => errno === -constants.errno.EPERM,
+    detail: 'the device cgroup of this process denies it',
+    hint: ALLOW_DEVICES,
+  },
+  {
+    reason: 'permission',
+    when: (failure) => nodevMount(failure) !== undefined,
+    detail: (failure) => `${nodevMount(failure)} is mounted nodev`,
+    hint: (failure) => `mount it without nodev: mount -o remount,dev ${nodevMount(failure)}`,
+  },
+  inUserNamespaceCause,
+  {
+    reason: 'permission',
+    when: overridesModes,
+    detail: 'a security module (AppArmor, SELinux) denies it',
+    hint: 'let its profile allow the node, in docker with --security-opt apparmor=PROFILE',
+  },
+  { reason: 'permission', detail: () => `the node's mode denies it: ${describePrivileges()}`, hint: RUN_AS_ROOT },
 ]
 
-const inUse: Cause = { reason: 'in-use', detail: 'somebody else holds the device' }
+const notAdministrator: Cause = {
+  reason: 'permission',
+  when: () => !isAdministrator(),
+  detail: describePrivileges,
+  hint: RUN_AS_ROOT,
+}
+
+const sandbox: Cause = { reason: 'permission', detail: describeSandbox, hint: ALLOW_CALLS }
+
+/** Calls that want CAP_SYS_ADMIN, or a descriptor open for writing. */
+const notAllowed: Cause[] = [inUserNamespaceCause, notAdministrator, sandbox]
+
+const beingDetached: Cause = {
+  reason: 'detaching',
+  when: isGoing,
+  detail: 'the device is being detached, and still held by another process',
+  hint: 'wait until it is gone, or leave out the number to get another device',
+}
+
+const notAttached: Cause[] = [
+  beingDetached,
+  { reason: 'not-attached', detail: 'the device has no backing file', hint: 'attach a file first' },
+]
+
+const inUse: Cause = {
+  reason: 'in-use',
+  detail: ({ holders }) => (holders?.length ? describeHolders(holders) : 'somebody else holds the device'),
+  hint: ({ holders }) =>
+    holders?.length ? adviseHolders(holders) : 'see who holds it with holders(), and let go of it there',
+}
 
 const badBacking: Cause[] = [
   { reason: 'closed', when: deviceIsClosed, detail: 'the descriptor is not open' },
-  { reason: 'backed-by-itself', when: backingIsOpen, detail: 'the backing file leads back to this device' },
+  {
+    reason: 'closed',
+    when: backingIsPathOnly,
+    detail: 'the descriptor of the backing file was opened with O_PATH, and cannot be read',
+    hint: 'open it for reading',
+  },
+  {
+    reason: 'backed-by-itself',
+    when: backingIsOpen,
+    detail: ({ backingFile, number }) => `${backingFile ?? 'the backing file'} leads back to /dev/loop${number} itself`,
+    hint: 'take a file, or a device that is not backed by this one',
+  },
   { reason: 'closed', detail: 'the descriptor of the backing file is not open' },
 ]
 
 const unusableBacking: Cause[] = [
   {
-    reason: 'not-a-file-or-block-device',
-    when: (failure) => backingIsOpen(failure) && !isFileOrBlockDevice(failure.backingFd),
-    detail: 'the backing file is neither a regular file nor a block device',
-  },
-  {
     reason: 'backing-loop-not-attached',
-    when: backingIsFreeLoop,
-    detail: 'the backing file is a loop device that has no backing file itself',
+    when: (failure) => freeLoopUnder(failure) !== undefined,
+    detail: (failure) => `the backing file rests on ${freeLoopUnder(failure)}, which has no backing file itself`,
+    hint: (failure) => `attach a file to ${freeLoopUnder(failure)} first`,
   },
-]
-
-const openedBefore: Cause[] = [
   {
-    reason: 'already-attached',
-    when: (failure) => attachedInfo(failure) !== undefined,
-    detail: ({ number }) => `the device is attached already, to ${backingFileOf(number)}`,
-    hint: 'leave out the number to get a free device',
-  },
-  { reason: 'detaching', when: isGoing, detail: 'the device is being detached, and still held by another process' },
-  inUse,
-]
-
-const permission: Cause = { reason: 'permission', hint: PRIVILEGES }
-
-const backingNotWritable: Cause[] = [
-  {
-    reason: 'backing-not-writable',
-    detail: 'cannot be opened for writing',
-    hint: 'it can be read: attach with readOnly: true, or make it writable',
+    reason: 'not-a-file-or-block-device',
+    when: isNeitherFileNorBlockDevice,
+    detail: describeType,
+    hint: 'take a regular file or a block device',
   },
 ]
+
+/** What is left of EINVAL when everything else was ruled out: kernels 6.15 and later want read_iter and write_iter. */
+const oddFilesystem: Cause = {
+  reason: 'not-a-file-or-block-device',
+  detail: (failure) =>
+    `the driver cannot read or write files of that filesystem (${filesystemOf(failure) ?? 'unknown'})`,
+  hint: 'copy it to an ordinary filesystem',
+}
+
+const dirtyCache: Cause = {
+  reason: 'dirty-cache',
+  detail: 'the page cache of the device could not be emptied: somebody is reading it',
+  hint: 'try again when the reader, often udev, is done',
+}
+
+const encryption: Cause = {
+  reason: 'unsupported-kernel',
+  detail: 'encryption was taken out of the loop driver',
+  hint: 'encrypt with dm-crypt on top of the device',
+}
+
+const impossibleBlockSize: Cause = {
+  reason: 'block-size',
+  detail: describeBlockSize,
+  hint: 'leave it out for the choice of the kernel',
+}
+
+const beyondSectors: Cause = {
+  reason: 'unsupported-kernel',
+  detail: 'this 32-bit kernel counts fewer sectors than the file has',
+}
+
+const beyondLongLong: Cause = {
+  reason: 'size-mismatch',
+  detail: 'offset or size limit is beyond 2^63 - 1',
+}
+
+const otherLayout: Cause = {
+  reason: 'unsupported-kernel',
+  detail: 'the kernel, or a sandbox in its place, cannot read the structure',
+}
 
 const setStatus: Record<string, Cause[]> = {
-  EPERM: [permission],
+  EPERM: notAllowed,
+  EFAULT: [otherLayout],
   ENXIO: notAttached,
-  EAGAIN: [{ reason: 'dirty-cache', detail: 'the page cache of the device could not be emptied' }],
+  EAGAIN: [dirtyCache],
+  EINVAL: [encryption],
+  EOVERFLOW: [beyondLongLong],
+  EFBIG: [beyondSectors],
 }
 
 const configure: Record<string, Cause[]> = {
+  EFAULT: [otherLayout],
   EBADF: badBacking,
-  EBUSY: openedBefore,
-  EINVAL: unusableBacking,
+  EBUSY: [
+    {
+      reason: 'already-attached',
+      when: isAttached,
+      detail: (failure) => `the device is attached already, to ${backingFileOf(failure)}`,
+      hint: 'leave out the number to get a free device',
+    },
+    beingDetached,
+    inUse,
+  ],
+  ENXIO: [{ reason: 'no-such-device', detail: 'the device was removed just now' }],
+  EINVAL: [
+    {
+      reason: 'unsupported-kernel',
+      when: ({ call, fd }) => call === 'LOOP_CONFIGURE' && fd !== undefined && !hasLoopConfigure(fd),
+      detail: 'LOOP_CONFIGURE came with kernel 5.8',
+      hint: 'use LOOP_SET_FD and LOOP_SET_STATUS64, as attach() does',
+    },
+    ...unusableBacking,
+    {
+      reason: 'unsupported-kernel',
+      when: ({ asked }) => ((asked?.flags ?? 0) & ~CONFIGURE_FLAGS) !== 0,
+      detail: ({ asked }) =>
+        `flags ${hex((asked?.flags ?? 0) & ~CONFIGURE_FLAGS)} are none that LOOP_CONFIGURE takes (${hex(CONFIGURE_FLAGS)})`,
+    },
+    { ...impossibleBlockSize, when: isImpossibleBlockSize },
+    { ...encryption, when: ({ asked }) => asked?.encryption === true },
+    oddFilesystem,
+  ],
+  EOVERFLOW: [beyondLongLong],
+  EFBIG: [beyondSectors],
 }
 
-/** Per call, per errno. What is not here is looked up in {@link ANY_CALL}. */
+const needsAdministrator: Record<string, Cause[]> = { EACCES: notAllowed }
+
+const badPartition: Cause[] = [
+  {
+    reason: 'bad-partition-table',
+    when: (failure) => partitionFault(failure) !== undefined,
+    detail: partitionFault,
+  },
+  { reason: 'bad-partition-table', detail: 'the kernel does not take that partition' },
+]
+
+const noPartition: Cause[] = [
+  { reason: 'no-such-device', detail: (failure) => `there is no partition ${failure.asked?.partition?.number ?? ''}` },
+]
+
+const partitionOverlaps: Cause = {
+  reason: 'overlap',
+  detail: 'the partition overlaps with another one',
+  hint: 'see the others with partitions()',
+}
+
+/** Per call or role, per errno. What is not here is looked up in {@link ANY_CALL}. */
 const CAUSES: Record<string, Record<string, Cause[]>> = {
   'LOOP_CTL_ADD': {
-    EEXIST: [{ reason: 'device-exists', detail: 'there is a device of that number' }],
-    EINVAL: [{ reason: 'resources', detail: 'the number is beyond what the kernel has minors for' }],
+    EEXIST: [
+      {
+        reason: 'contention',
+        when: (failure) => failure.number !== undefined && !isThere(failure),
+        detail: ({ number }) => `/dev/loop${number} is just being removed`,
+        hint: 'try again in a moment',
+      },
+      {
+        reason: 'device-exists',
+        detail: ({ number }) =>
+          number === undefined
+            ? 'this kernel adds no device while there is a free one'
+            : `/dev/loop${number} is there already`,
+        hint: 'use it, or leave out the number to get a new one',
+      },
+    ],
+    EINVAL: [
+      {
+        reason: 'resources',
+        detail: ({ number }) =>
+          `the kernel has no minor for ${number === undefined ? 'another device' : `number ${number}`} (of ${LOOP_NUMBER_MAX + 1}, shared with partitions)`,
+      },
+    ],
   },
   'LOOP_CTL_REMOVE': {
-    ENODEV: [{ reason: 'no-such-device', detail: 'there is no device of that number' }],
+    EINVAL: [{ reason: 'no-such-device', detail: 'the kernel does not take that number' }],
+    ENODEV: [
+      {
+        reason: 'contention',
+        when: isThere,
+        detail: ({ number }) => `/dev/loop${number} is just being made or removed`,
+        hint: 'try again in a moment',
+      },
+      { reason: 'no-such-device', detail: 'there is no device of that number' },
+    ],
     EBUSY: [
       {
         reason: 'in-use',
-        when: ({ number }) => number !== undefined && sysfs.isBound(number),
-        detail: ({ number }) => `the device is attached to ${backingFileOf(number)}`,
+        when: isGoing,
+        detail: (failure) => `the device is attached to ${backingFileOf(failure)}`,
         hint: 'detach it first',
       },
-      { reason: 'in-use', detail: 'somebody has the device open' },
+      {
+        ...inUse,
+        detail: ({ holders }) => (holders?.length ? describeHolders(holders) : 'somebody has the device open'),
+      },
     ],
   },
   'LOOP_CTL_GET_FREE': {
-    EINVAL: [{ reason: 'resources', detail: 'all minors are in use' }],
+    EINVAL: [{ reason: 'resources', detail: `all minors are in use (${LOOP_NUMBER_MAX + 1}, shared with partitions)` }],
   },
   'LOOP_CONFIGURE': configure,
   'LOOP_SET_FD': configure,
@@ -129,69 +319,142 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     EINVAL: [
       {
         reason: 'not-read-only',
-        when: (failure) => ((attachedInfo(failure)?.flags ?? LO_FLAGS_READ_ONLY) & LO_FLAGS_READ_ONLY) === 0,
+        when: (failure) =>
+          failure.status
+            ? (failure.status.flags & LO_FLAGS_READ_ONLY) === 0
+            : failure.status !== null && !isReadOnly(failure),
         detail: 'the backing file of a writable device cannot be changed',
         hint: 'attach with readOnly: true',
       },
       ...unusableBacking,
       {
         reason: 'size-mismatch',
-        when: ({ sizes }) => sizes !== undefined && sizes.now !== sizes.then,
-        detail: ({ sizes }) => (sizes ? sizeDifference(sizes.now, sizes.then) : ''),
+        when: (failure) => {
+          const sizes = compareSizes(failure)
+          return sizes !== undefined && sizes.now !== sizes.next
+        },
+        detail: (failure) => {
+          const sizes = compareSizes(failure)
+          return sizes && sizeDifference(sizes.now, sizes.next)
+        },
+        hint: 'make it as long as the present one, or attach with a size limit that both have',
+      },
+      { ...oddFilesystem, when: (failure) => PSEUDO_FILESYSTEMS.has(filesystemOf(failure) ?? '') },
+      {
+        reason: 'size-mismatch',
+        detail: 'the present backing file has another size than when it was attached',
+        hint: 'refreshCapacity() first, and take a file of that size',
       },
     ],
   },
   'LOOP_CLR_FD': { ENXIO: notAttached },
-  'LOOP_GET_STATUS64': { ENXIO: notAttached },
+  'LOOP_GET_STATUS64': {
+    ENXIO: notAttached,
+    EFAULT: [otherLayout],
+    EINVAL: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
+    EOVERFLOW: [{ reason: 'unsupported-kernel', detail: 'the kernel answers in a form that is too small' }],
+    ...Object.fromEntries(
+      ['ESTALE', 'ENOTCONN', 'ETIMEDOUT', 'EHOSTDOWN', 'EREMOTEIO', 'EIO'].map((code) => [
+        code,
+        [
+          {
+            reason: 'io' as const,
+            detail: (failure: Failure) => `the filesystem of ${backingFileOf(failure)} does not answer`,
+            hint: 'see whether its server or its disk is still there',
+          },
+        ],
+      ]),
+    ),
+  },
   'LOOP_SET_STATUS64': setStatus,
-  'LOOP_SET_CAPACITY': { EPERM: [permission], ENXIO: notAttached },
+  'LOOP_SET_CAPACITY': { EPERM: notAllowed, ENXIO: notAttached, EFBIG: [beyondSectors] },
   'LOOP_SET_DIRECT_IO': {
-    EPERM: [permission],
+    EPERM: notAllowed,
     ENXIO: notAttached,
     EINVAL: [
       {
         reason: 'direct-io-unavailable',
-        detail: 'the backing file takes no direct I/O at this block size and offset',
-        hint: "a logical block size of 4096 may help, else use directIO: 'prefer' for buffered I/O",
+        detail: (failure) => `the backing file takes no direct I/O as it is attached (${describeAlignment(failure)})`,
+        hint: "a logical block size of 4096 and an offset that is a multiple of it may help, else directIO: 'prefer'",
       },
     ],
   },
   'LOOP_SET_BLOCK_SIZE': {
-    EPERM: [permission],
+    EPERM: notAllowed,
     EBUSY: [inUse],
     ENXIO: notAttached,
-    EINVAL: [{ reason: 'block-size', detail: 'this kernel does not take that logical block size' }],
-    EAGAIN: [{ reason: 'dirty-cache', detail: 'the page cache of the device could not be emptied' }],
+    EINVAL: [impossibleBlockSize],
+    EAGAIN: [dirtyCache],
+  },
+  'BLKROSET': needsAdministrator,
+  'BLKFLSBUF': needsAdministrator,
+  'BLKRRPART': {
+    EINVAL: [
+      {
+        reason: 'bad-partition-table',
+        when: ({ status }) => status !== undefined && status !== null && (status.flags & LO_FLAGS_PARTSCAN) !== 0,
+        detail: 'the kernel cannot read the partition table',
+      },
+      {
+        reason: 'partscan-off',
+        detail: 'the device was attached without partition scan',
+        hint: 'attach with partscan: true, or setStatus({ partscan: true })',
+      },
+    ],
+    EACCES: notAllowed,
+    EBUSY: [
+      { ...inUse, detail: ({ holders }) => (holders?.length ? describeHolders(holders) : 'a partition is in use') },
+    ],
+    EIO: [{ reason: 'io', detail: 'the partition table could not be read' }],
+  },
+  'BLKPG add': {
+    EACCES: notAllowed,
+    EINVAL: badPartition,
+    ENXIO: [{ reason: 'no-such-device', detail: 'the device is going' }],
+    EBUSY: [
+      {
+        reason: 'device-exists',
+        when: partitionIsThere,
+        detail: (failure) => `${partitionPath(failure)} is there already`,
+      },
+      partitionOverlaps,
+    ],
+  },
+  'BLKPG resize': { EACCES: notAllowed, EINVAL: badPartition, ENXIO: noPartition, EBUSY: [partitionOverlaps] },
+  'BLKPG delete': {
+    EACCES: notAllowed,
+    EINVAL: badPartition,
+    ENXIO: noPartition,
+    EBUSY: [{ ...inUse, detail: (failure) => `${partitionPath(failure)} is in use` }],
   },
   'BLKGETDISKSEQ': {
     EINVAL: [{ reason: 'unsupported-kernel', detail: 'disk sequence numbers came with kernel 5.15' }],
   },
-  'BLKRRPART': {
-    EBUSY: [{ reason: 'in-use', detail: 'a partition is in use' }],
-  },
   'open /dev/loop-control': {
-    ENOENT: [
-      {
-        reason: 'no-loop-driver',
-        detail: 'there is no such node',
-        hint: 'load the module (modprobe loop); in a container, pass the device in: --device /dev/loop-control',
-      },
+    EACCES: openRefused,
+    EPERM: openRefused,
+    ENOENT: [{ reason: 'no-loop-driver', detail: 'there is no such node', hint: LOAD_DRIVER }],
+    ENODEV: [
+      { reason: 'no-loop-driver', detail: 'the kernel has no loop driver and could not load one', hint: LOAD_DRIVER },
     ],
-    ENODEV: [{ reason: 'no-loop-driver', detail: 'the kernel has no loop driver and could not load one' }],
-    ENXIO: [{ reason: 'no-loop-driver', detail: 'the kernel has no loop driver and could not load one' }],
+    ENXIO: [
+      { reason: 'no-loop-driver', detail: 'the kernel has no loop driver and could not load one', hint: LOAD_DRIVER },
+    ],
   },
   'open device': {
+    EACCES: openRefused,
+    EPERM: openRefused,
     ENOENT: [
       {
         reason: 'node-missing',
-        when: ({ number }) => number !== undefined && sysfs.deviceExists(number),
+        when: isThere,
         detail: 'the kernel has the device, but /dev has no node for it',
-        hint: ({ number }) => `make the node: mknod /dev/loop${number} b ${nodeNumbers(number)}`,
+        hint: (failure) => `make the node: mknod /dev/loop${failure.number} b ${nodeNumbersOf(failure)}`,
       },
       { reason: 'no-such-device', detail: 'there is no such device' },
     ],
     ENXIO: [
-      { reason: 'detaching', when: isGoing, detail: 'the device is being detached, and still held by another process' },
+      beingDetached,
       { reason: 'no-such-device', detail: 'the node is there, but the kernel has no such device' },
     ],
     EBUSY: [inUse],
@@ -199,7 +462,16 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
       {
         reason: 'not-a-loop-device',
         detail: ({ number }) => `the node is another one than that of loop device ${number}`,
-        hint: ({ number }) => `it should be b ${nodeNumbers(number)}`,
+        hint: (failure) => `it should be b ${nodeNumbersOf(failure)}`,
+      },
+    ],
+  },
+  'read /sys': {
+    ENOENT: [
+      {
+        reason: 'unsupported-platform',
+        detail: 'sysfs is not mounted at /sys',
+        hint: 'mount it: mount -t sysfs sysfs /sys',
       },
     ],
   },
@@ -208,8 +480,8 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     ENOTDIR: [{ reason: 'no-such-file' }],
     ELOOP: [{ reason: 'no-such-file' }],
     ENAMETOOLONG: [{ reason: 'no-such-file' }],
-    EACCES: [{ reason: 'permission' }],
-    EPERM: [{ reason: 'permission' }],
+    EACCES: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
+    EPERM: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
     EISDIR: [{ reason: 'not-a-file-or-block-device' }],
     ENXIO: [{ reason: 'not-a-file-or-block-device', detail: 'the node has no device behind it' }],
   },
@@ -219,44 +491,58 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     ENAMETOOLONG: [{ reason: 'no-such-file' }],
     ELOOP: [{ reason: 'no-such-file' }],
     EROFS: [{ reason: 'permission', detail: 'the filesystem is mounted read-only' }],
-    EACCES: [{ reason: 'permission' }],
-    EPERM: [{ reason: 'permission' }],
+    EACCES: [{ reason: 'permission', detail: () => `the file may not be made: ${describePrivileges()}` }],
+    EPERM: [{ reason: 'permission', detail: () => `the file may not be made: ${describePrivileges()}` }],
     EEXIST: [{ reason: 'destination-exists' }],
     EDQUOT: [{ reason: 'no-space' }],
     EFBIG: [{ reason: 'no-space', detail: 'the filesystem takes no file of that size' }],
   },
   // Used only where the same file can be opened for reading.
-  'open backing file for writing': {
-    EACCES: backingNotWritable,
-    EPERM: backingNotWritable,
-    EROFS: backingNotWritable,
-    ETXTBSY: backingNotWritable,
-  },
+  'open backing file for writing': Object.fromEntries(
+    ['EACCES', 'EPERM', 'EROFS', 'ETXTBSY'].map((code) => [
+      code,
+      [
+        {
+          reason: 'backing-not-writable' as const,
+          detail: 'cannot be opened for writing',
+          hint: 'it can be read: attach with readOnly: true, or make it writable',
+        },
+      ],
+    ]),
+  ),
 }
 
+/** Filesystems whose files have no content of their own that the driver could read. */
+const PSEUDO_FILESYSTEMS = new Set(['proc', 'debugfs', 'tracefs'])
+
 const ANY_CALL: Record<string, Cause[]> = {
-  EPERM: [permission],
-  EACCES: [permission],
+  EPERM: [inUserNamespaceCause, sandbox],
+  EACCES: [inUserNamespaceCause, sandbox],
   EBADF: [{ reason: 'closed', detail: 'the descriptor is not open' }],
   ENOTTY: [{ reason: 'not-a-loop-device', detail: 'the descriptor is not that of a whole loop device' }],
   EMFILE: [{ reason: 'resources', hint: 'raise the limit of open files (ulimit -n)' }],
-  ENFILE: [{ reason: 'resources' }],
-  ENOMEM: [{ reason: 'resources' }],
+  ENFILE: [{ reason: 'resources', hint: "raise the machine's limit of open files (sysctl fs.file-max)" }],
+  ENOMEM: [{ reason: 'resources', hint: 'free memory, or raise the limit of this process or its container' }],
+  ENOSYS: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
   EAGAIN: [{ reason: 'contention' }],
   ENOSPC: [{ reason: 'no-space' }],
-  EIO: [{ reason: 'io' }],
+  EIO: [{ reason: 'io', hint: 'see what the kernel log says of the disk' }],
 }
 
-/** Which rows a system call belongs to: the same errno means another thing for the device than for the image. */
-export type OpenRole =
+/** Which rows a call belongs to: the same errno means another thing for the device than for the image. */
+export type Role =
   | 'open /dev/loop-control'
   | 'open device'
   | 'open backing file'
   | 'open backing file for writing'
   | 'create destination'
+  | 'read /sys'
+  | 'BLKPG add'
+  | 'BLKPG resize'
+  | 'BLKPG delete'
 
-/** The LoopError for a call that the kernel refused. */
-export function explain(failure: Failure, role?: OpenRole): LoopError {
+/** The LoopError for a call that the kernel refused. Reads what does not wait. */
+export function explain(failure: Failure, role?: Role): LoopError {
   const { call, errno, path, backingFile, holders, effort } = failure
   const code = errnoName(errno)
   const candidates = [...(CAUSES[role ?? call]?.[code] ?? []), ...(ANY_CALL[code] ?? [])]
@@ -276,59 +562,19 @@ export function explain(failure: Failure, role?: OpenRole): LoopError {
   })
 }
 
-function said(text: Cause['detail'], failure: Failure): string | undefined {
+/** Failures whose cause LOOP_GET_STATUS64 helps to tell. */
+const ASKED_FOR = new Set(['EBUSY', 'EINVAL'])
+
+/** {@link explain}, after asking the device what it is, within 50 ms. */
+export async function diagnose(failure: Failure, role?: Role): Promise<LoopError> {
+  const isAsked = ASKED_FOR.has(errnoName(failure.errno))
+  return explain(isAsked ? { ...failure, status: await askStatus(failure) } : failure, role)
+}
+
+function said(text: Text | undefined, failure: Failure): string | undefined {
   return typeof text === 'function' ? text(failure) : text
 }
 
-/** `new backing file is 4096 bytes larger (10240, must be 6144)`. */
-export function sizeDifference(now: bigint, then: bigint): string {
-  const difference = then > now ? `${then - now} bytes larger` : `${now - then} bytes smaller`
-  return `new backing file is ${difference} (${then}, must be ${now})`
-}
-
-// The readings. Each answers from one look at the kernel's state.
-
-function attachedInfo({ fd }: Failure): LoopInfo64 | undefined {
-  if (fd === undefined) return undefined
-  const info = newInfo()
-  return binding().loopGetStatus64Sync(fd, info) < 0 ? undefined : decodeInfo(info)
-}
-
-function isGoing({ number }: Failure): boolean {
-  return number !== undefined && sysfs.isBound(number)
-}
-
-function deviceIsClosed({ fd }: Failure): boolean {
-  return fd !== undefined && typeof fstatSync(fd) === 'number'
-}
-
-function backingIsOpen({ backingFd }: Failure): boolean {
-  return backingFd !== undefined && typeof fstatSync(backingFd) !== 'number'
-}
-
-function isFileOrBlockDevice(fd: number | undefined): boolean {
-  if (fd === undefined) return false
-  const stat = fstatSync(fd)
-  return typeof stat !== 'number' && (stat.isFile() || stat.isBlockDevice())
-}
-
-function backingIsFreeLoop({ backingFd }: Failure): boolean {
-  // Any answer but ENXIO: it is no loop device, or it is attached.
-  return backingFd !== undefined && binding().loopGetStatus64Sync(backingFd, newInfo()) === -6
-}
-
-function backingFileOf(number: number | undefined): string {
-  const text = number === undefined ? undefined : sysfs.readBackingFileSync(number)
-  return text ?? 'another file'
-}
-
-function nodeNumbers(number: number | undefined): string {
-  const numbers = number === undefined ? undefined : sysfs.readDeviceNumbers(number)
-  return (numbers ?? `7:${number}`).replace(':', ' ')
-}
-
-/** A path for messages about something that was given as a descriptor. */
-export function pathOfDescriptor(fd: number): string {
-  const target = readLinkSync(`/proc/self/fd/${fd}`)
-  return typeof target === 'string' && existsSync(target) ? target : `descriptor ${fd}`
+function hex(flags: number): string {
+  return `0x${(flags >>> 0).toString(16)}`
 }

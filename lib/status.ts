@@ -11,9 +11,8 @@ import {
   wrongValue,
 } from './arguments.ts'
 import { backoff, Deadline } from './deadline.ts'
-import { refusal } from './errors.ts'
 import { type Handle, openDevice } from './handle.ts'
-import { describeHolders, findHolders } from './holders.ts'
+import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import { decodeU64, formatDevice, LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, newU64, patchInfo } from './kernel/uapi.ts'
@@ -134,13 +133,13 @@ async function setBlockSizeExclusively(handle: Handle, access: number, bytes: nu
   const fd = await openDevice(handle.number, access | O_EXCL)
   if (fd === -EBUSY) {
     const holders = await findHolders(handle.number, [handle.descriptor])
-    throw refusal('in-use', 'open', describeHolders(holders), { path: handle.path, holders })
+    throw handle.explain('open', fd, { holders })
   }
   if (fd < 0) throw handle.explain('open', fd)
   try {
     const answer = await retryDirty(handle, () => binding().loopSetBlockSize(fd, bytes))
     if (answer < 0 && !(answer === -EPERM && access === O_RDONLY)) {
-      throw handle.explain('LOOP_SET_BLOCK_SIZE', answer)
+      throw handle.explain('LOOP_SET_BLOCK_SIZE', answer, { asked: { blockSize: bytes } })
     }
     return answer
   } finally {

@@ -2,7 +2,7 @@
 
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
-import { onPool } from './pool.ts'
+import { onPool, onPoolWithin } from './pool.ts'
 import { observed } from './seam.ts'
 
 /** One line a call, as in native/calls.cc; each exists as `name` and as `nameSync`. */
@@ -40,6 +40,7 @@ interface Calls {
   copyFileRange: [fromFd: number, toFd: number, offset: bigint, length: bigint]
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
+  statx: [fd: number, stat: Uint8Array]
   pageSize: []
 }
 
@@ -53,6 +54,7 @@ export type Binding = {
 
 type AnyCall = (...values: unknown[]) => Promise<number>
 
+let addon: Record<string, AnyCall> = {}
 let loaded: Binding | undefined
 
 /**
@@ -64,10 +66,21 @@ export function binding(): Binding {
   return (loaded ??= load())
 }
 
+/** A call that may hang: undefined where it takes more than `ms`, or no thread is to be had for it in that time. */
+export function callWithin<Name extends CallName>(
+  ms: number,
+  name: Name,
+  ...values: Calls[Name]
+): Promise<number | undefined> {
+  binding()
+  const call = addon[name] as (...native: Calls[Name]) => Promise<number>
+  return onPoolWithin(ms, () => observed(name, call)(...values))
+}
+
 function load(): Binding {
   const require = createRequire(import.meta.url)
   const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
-  const addon = fromPackage(fileURLToPath(new URL('../..', import.meta.url)))
+  addon = fromPackage(fileURLToPath(new URL('../..', import.meta.url)))
   const result: Record<string, unknown> = {}
   for (const [name, call] of Object.entries(addon)) {
     const now = observed(name, call)

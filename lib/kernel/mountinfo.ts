@@ -1,18 +1,35 @@
 /** /proc/self/mountinfo: what is mounted where in this mount namespace. */
 
-import { readDirectory, readFile, readLinkSync } from './files.ts'
+import { readDirectory, readFile, readFileSync, readLinkSync } from './files.ts'
 
 export interface Mount {
+  /** As in `mnt_id` of /proc/self/fdinfo. */
+  id: number
   /** `major:minor` of the filesystem; for one on a block device that device's. */
   device: string
   mountPoint: string
   fsType: string
+  /** Of this mount, not of the filesystem: `rw`, `nodev`, ... */
+  options: string[]
 }
 
 /** The mounts of this process's namespace, or the negative errno. */
 export async function readMounts(): Promise<Mount[] | number> {
   const text = await readFile('/proc/self/mountinfo')
   return typeof text === 'number' ? text : parseMounts(text.toString())
+}
+
+/** The same, at once: procfs does not hang. Empty where it cannot be read. */
+export function readMountsSync(): Mount[] {
+  const text = readFileSync('/proc/self/mountinfo')
+  return typeof text === 'number' ? [] : parseMounts(text.toString())
+}
+
+/** The mount that a path is on, going by its text; of several on one another the last. */
+export function mountOf(path: string, mounts: readonly Mount[]): Mount | undefined {
+  const isOn = ({ mountPoint }: Mount) => mountPoint === '/' || path === mountPoint || path.startsWith(`${mountPoint}/`)
+  const longest = Math.max(...mounts.filter(isOn).map(({ mountPoint }) => mountPoint.length))
+  return mounts.findLast((mount) => isOn(mount) && mount.mountPoint.length === longest)
 }
 
 /** Mounts of the device in the mount namespaces of other processes, each once; as far as /proc may be read. */
@@ -39,9 +56,10 @@ export function parseMounts(text: string): Mount[] {
     // 36 35 98:0 /root /mount\040point rw,noatime shared:1 master:2 - ext4 /dev/source rw
     const fields = line.split(' ')
     const separator = fields.indexOf('-', 6)
-    const [device, mountPoint, fsType] = [fields[2], fields[4], fields[separator + 1]]
-    if (separator < 0 || !device || !mountPoint || !fsType) continue
-    mounts.push({ device, mountPoint: unescape(mountPoint), fsType })
+    const [id, , device, , mountPoint, options] = fields
+    const fsType = fields[separator + 1]
+    if (separator < 0 || !device || !mountPoint || !options || !fsType) continue
+    mounts.push({ id: Number(id), device, mountPoint: unescape(mountPoint), fsType, options: options.split(',') })
   }
   return mounts
 }

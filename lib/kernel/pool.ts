@@ -28,3 +28,20 @@ export async function onPool<T>(start: () => Promise<T>): Promise<T> {
     else running--
   }
 }
+
+/**
+ * {@link onPool} for what nobody waits for longer than `ms`: undefined then. What has not begun by that time never
+ * does, so that it cannot act on what the caller has closed meanwhile.
+ */
+export function onPoolWithin<T>(ms: number, start: () => Promise<T>): Promise<T | undefined> {
+  let late = false
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      late = true
+      resolve(undefined)
+    }, ms)
+    onPool<T | undefined>(async () => (late ? undefined : start()))
+      .then(resolve, reject)
+      .finally(() => clearTimeout(timer))
+  })
+}

@@ -88,6 +88,36 @@ export async function readBlockDeviceSize(device: string): Promise<bigint> {
   return sectors === undefined ? 0n : BigInt(sectors) * 512n
 }
 
+export function readBlockDeviceSizeSync(device: string): bigint {
+  const sectors = optionalText(`/sys/dev/block/${device}/size`)
+  return sectors === undefined ? 0n : BigInt(sectors) * 512n
+}
+
+/** Bytes that the device shows. */
+export function readSizeSync(number: number): bigint | undefined {
+  const sectors = optionalText(`${deviceDirectory(number)}/size`)
+  return sectors === undefined ? undefined : BigInt(sectors) * 512n
+}
+
+export function readOffsetSync(number: number): bigint | undefined {
+  const bytes = optionalText(`${deviceDirectory(number)}/loop/offset`)
+  return bytes === undefined ? undefined : BigInt(bytes)
+}
+
+export function readSizeLimitSync(number: number): bigint | undefined {
+  const bytes = optionalText(`${deviceDirectory(number)}/loop/sizelimit`)
+  return bytes === undefined ? undefined : BigInt(bytes)
+}
+
+export function partitionExists(number: number, partition: number): boolean {
+  return existsSync(`${deviceDirectory(number)}/loop${number}p${partition}`)
+}
+
+/** Whether sysfs is where it belongs. */
+export function isMounted(): boolean {
+  return existsSync(BLOCK)
+}
+
 /** Whether the kernel has a device of that number, attached or not. */
 export function deviceExists(number: number): boolean {
   return existsSync(deviceDirectory(number))
@@ -120,6 +150,10 @@ function deviceDirectory(number: number): string {
 
 function text(value: Buffer | number | undefined): string | undefined {
   return value instanceof Buffer ? value.toString().trimEnd() : undefined
+}
+
+function optionalText(path: string): string | undefined {
+  return text(readFileSync(path))
 }
 
 function optionalNumber(value: Buffer | number): number | undefined {

@@ -126,3 +126,28 @@ export function majorOf(device: bigint): number {
 export function minorOf(device: bigint): number {
   return Number((device & 0xffn) | ((device >> 12n) & 0xffff_ff00n))
 }
+
+/** The part of struct statx that is asked for. */
+export interface Stat {
+  /** File type and permissions, `st_mode`. */
+  mode: number
+  size: bigint
+  /** `major:minor` of the device that a device node stands for. */
+  rdevice: string
+}
+
+const STATX_SIZE = 256
+
+/** A zeroed struct statx for the kernel to fill. */
+export function newStat(): Uint8Array {
+  return new Uint8Array(STATX_SIZE)
+}
+
+export function decodeStat(bytes: Uint8Array): Stat {
+  const data = view(bytes)
+  return {
+    mode: data.getUint16(28, little),
+    size: data.getBigUint64(40, little),
+    rdevice: `${data.getUint32(128, little)}:${data.getUint32(132, little)}`,
+  }
+}

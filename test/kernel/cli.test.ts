@@ -1309,7 +1309,7 @@ describe('without privileges', () => {
     ]) {
       const result = await asNobody(root, ...words)
       const { message, hint } = failed(result)
-      expect(message).toMatch(/^EACCES: open \/dev\/loop[^ ]*: permission denied$/)
+      expect(message).toMatch(/^EACCES: open \/dev\/loop[^ ]*: the node's mode denies it: this process is user 65534/)
       expect(hint).toContain('run as root')
       expect(result.stdout).toBe('')
       const { status, stderr } = await asNobody(root, words[0] ?? '', '--json', ...words.slice(1))

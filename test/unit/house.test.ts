@@ -13,7 +13,7 @@ const FLOORS: [name: string, files: RegExp][] = [
     'workflows',
     /^(?:attach|detach|change|list|status|open|allocate|backing|compare|configure|copy|guard|lock|migrate|overlap|stack)\.ts$/,
   ],
-  ['handle', /^(?:handle|errors|reasons|holders|arguments|deadline)\.ts$/],
+  ['handle', /^(?:handle|errors|evidence|reasons|holders|arguments|deadline)\.ts$/],
   ['kernel', /^kernel\/[^/]+\.ts$/],
 ]
 

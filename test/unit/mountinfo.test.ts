@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { parseMounts } from '../../lib/kernel/mountinfo.ts'
+import { mountOf, parseMounts } from '../../lib/kernel/mountinfo.ts'
 
 /** A line of mountinfo with that mount point and those optional fields. */
 function line(mountPoint: string, optional = ''): string {
@@ -19,14 +19,14 @@ describe('parseMounts', () => {
 90 27 7:1048575 / /media/cd ro,relatime shared:5 - squashfs /dev/loop1048575 ro
 `
     expect(parseMounts(text)).toEqual([
-      { device: '0:21', mountPoint: '/proc', fsType: 'proc' },
-      { device: '98:0', mountPoint: '/mnt2', fsType: 'ext3' },
-      { device: '7:1048575', mountPoint: '/media/cd', fsType: 'squashfs' },
+      { id: 22, device: '0:21', mountPoint: '/proc', fsType: 'proc', options: ['rw', 'relatime'] },
+      { id: 36, device: '98:0', mountPoint: '/mnt2', fsType: 'ext3', options: ['rw', 'noatime'] },
+      { id: 90, device: '7:1048575', mountPoint: '/media/cd', fsType: 'squashfs', options: ['ro', 'relatime'] },
     ])
   })
 
   test('no optional field, one, and several', () => {
-    const mount = { device: '7:1', mountPoint: '/mnt', fsType: 'ext4' }
+    const mount = { id: 36, device: '7:1', mountPoint: '/mnt', fsType: 'ext4', options: ['rw', 'noatime'] }
     for (const optional of ['', 'shared:1 ', 'shared:1 master:2 ', 'shared:1 master:2 propagate_from:3 unbindable ']) {
       expect(parseMounts(line('/mnt', optional)), optional).toEqual([mount])
     }
@@ -34,7 +34,7 @@ describe('parseMounts', () => {
 
   test('a dash as root, mount point or source is not the separator', () => {
     const text = '36 35 7:1 - - rw - ext4 - rw'
-    expect(parseMounts(text)).toEqual([{ device: '7:1', mountPoint: '-', fsType: 'ext4' }])
+    expect(parseMounts(text)).toEqual([{ id: 36, device: '7:1', mountPoint: '-', fsType: 'ext4', options: ['rw'] }])
   })
 
   test('an escaped space, tab, newline and backslash', () => {
@@ -82,11 +82,22 @@ describe('parseMounts', () => {
       line('/good'),
       '36 35 ',
     ]
-    expect(parseMounts(text.join('\n'))).toEqual([{ device: '7:1', mountPoint: '/good', fsType: 'ext4' }])
+    expect(parseMounts(text.join('\n'))).toMatchObject([{ device: '7:1', mountPoint: '/good', fsType: 'ext4' }])
   })
 
   test('an empty text is no mounts', () => {
     expect(parseMounts('')).toEqual([])
     expect(parseMounts('\n')).toEqual([])
+  })
+})
+
+describe('mountOf', () => {
+  const mounts = parseMounts([line('/'), line('/dev'), line('/dev/shm'), line('/dev')].join('\n'))
+
+  test('is the deepest mount above the path, and of two on one another the upper', () => {
+    expect(mountOf('/dev/loop7', mounts)).toBe(mounts[3])
+    expect(mountOf('/dev/shm/x', mounts)).toBe(mounts[2])
+    expect(mountOf('/device', mounts)).toBe(mounts[0])
+    expect(mountOf('/dev', [])).toBe(undefined)
   })
 })
