@@ -71,14 +71,15 @@ export async function removeDevice(control: number, number: number, deadline: De
     const answer = await binding().loopCtlRemove(control, number)
     if (answer >= 0) return number
     // ENODEV while it is still in sysfs: another's removal, or making, is under way.
-    const passes = (answer === -EBUSY && !sysfs.isBound(number)) || (answer === -ENODEV && sysfs.deviceExists(number))
+    const isOpen = answer === -EBUSY && sysfs.isMounted() && !sysfs.isBound(number)
+    const passes = isOpen || (answer === -ENODEV && sysfs.deviceExists(number))
     if (!passes || !(await deadline.pause(backoff(attempt)))) {
       throw explain({
         call: 'LOOP_CTL_REMOVE',
         errno: answer,
         path: devicePath(number),
         number,
-        holders: answer === -EBUSY && !sysfs.isBound(number) ? await findHoldersSoon(number) : undefined,
+        holders: isOpen ? await findHoldersSoon(number) : undefined,
         effort: tries(attempt, deadline),
       })
     }

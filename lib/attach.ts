@@ -165,6 +165,8 @@ class Attachment {
   readonly #made = new Set<number>()
   /** Refusals of the same device for the same reason, in a row. */
   #refused = { number: -1, reason: 'unknown' as LoopErrorReason, times: 0 }
+  /** How the last attempt ended, and which it was. */
+  #last: { refused: Refused; attempt: number } | undefined
 
   constructor(backing: Backing, wanted: Wanted, deadline: Deadline) {
     this.#backing = backing
@@ -189,6 +191,7 @@ class Attachment {
     for (let attempt = 1; ; attempt++) {
       const result = await this.#tryOnce()
       if (result instanceof Handle) return result
+      this.#last = { refused: result, attempt }
       if (!(await this.#deadline.pause(backoff(attempt)))) throw await this.#giveUp(result, attempt)
     }
   }
@@ -278,7 +281,7 @@ class Attachment {
 
   async #giveUp({ failure, role }: Refused, attempt: number): Promise<LoopError> {
     const error = await diagnose({ ...failure, effort: tries(attempt, this.#deadline) }, role)
-    if (this.#wanted.number !== undefined) return error
+    if (this.#wanted.number !== undefined || error.reason === 'dirty-cache') return error
     // With a free choice of devices every refusal was another device's: what is left to say is that they all were taken.
     return new LoopError({
       reason: 'contention',
@@ -315,8 +318,8 @@ class Attachment {
       this.#made.add(made)
       return made
     } catch (error) {
-      // Another process was faster; that it exists is all that is wanted.
-      if (number !== undefined && LoopError.is(error, 'device-exists')) return number
+      // Another process was faster, and may just be removing it again; that it exists is all that is wanted.
+      if (number !== undefined && LoopError.is(error) && error.code === 'EEXIST') return number
       throw error
     }
   }
@@ -335,7 +338,8 @@ class Attachment {
   async #removeMade(): Promise<void> {
     for (const number of this.#made) {
       try {
-        await removeDevice(this.#control, number, new Deadline(0))
+        // Whoever looks at every device has it open for a moment.
+        await removeDevice(this.#control, number, new Deadline(250))
       } catch {
         // in use by another, or gone
       }
@@ -349,7 +353,7 @@ class Attachment {
     const target = { number, fd, backing: this.#backing, settings: this.#settings }
     let attached = false
     try {
-      this.#assertInTime(number)
+      await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
       const failure = await configure(target, this.#deadline)
       if (failure) return await this.#classify(failure)
@@ -371,9 +375,10 @@ class Attachment {
   }
 
   /** The last moment at which giving up costs nothing. */
-  #assertInTime(number: number): void {
+  async #assertInTime(number: number): Promise<void> {
     this.#deadline.throwIfAborted()
     if (!this.#deadline.isOver) return
+    if (this.#last) throw await this.#giveUp(this.#last.refused, this.#last.attempt)
     throw refusal('timeout', 'ioctl', 'the time was up before anything failed', { path: devicePath(number) })
   }
 

@@ -132,7 +132,7 @@ async function applyDirectIO(target: Target, info: LoopInfo64): Promise<void> {
   if (first >= 0) return
   if (settings.blockSize === undefined) {
     const before = binding().blkSszGetSync(fd)
-    const raised = await binding().loopSetBlockSize(fd, pageSize())
+    const raised = before < 0 ? before : await binding().loopSetBlockSize(fd, pageSize())
     if (raised >= 0 && (await binding().loopSetDirectIo(fd, 1)) >= 0) return
     if (raised >= 0) await binding().loopSetBlockSize(fd, before)
   }

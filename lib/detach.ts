@@ -82,6 +82,7 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
   await takeBack(handle, exclusive, autoclear)
+  if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
 }
 
@@ -160,6 +161,8 @@ function requestDetachSync(handle: Handle): void {
 /** The last close has detached it, unless a child process that is just being started still has the descriptor. */
 async function confirm(attachments: Attachment[], deadline: Deadline): Promise<DetachResult> {
   try {
+    // LOOP_GET_STATUS64 has said so, and there is no other witness.
+    if (!sysfs.isMounted()) return 'detached'
     for (let attempt = 1; attachments.some(isStillAttached); attempt++) {
       if (!(await deadline.pause(backoff(attempt)))) return 'deferred'
     }
@@ -180,9 +183,9 @@ async function lowerOf(handle: Handle): Promise<Attachment[]> {
   return [{ number, ref: { number, ...(diskSeq !== undefined && { diskSeq }) } }]
 }
 
-/** The same attachment, that is: another's of the same device is none of ours. */
+/** The same attachment, that is: another's of the same device is none of ours. Without sysfs: it may be. */
 function isStillAttached({ number, ref }: Attachment): boolean {
-  if (!sysfs.isBound(number)) return false
+  if (!sysfs.isBound(number)) return !sysfs.isMounted()
   const diskSeq = sysfs.readDiskSeqSync(number)
   return diskSeq === undefined || diskSeq === ref.diskSeq
 }

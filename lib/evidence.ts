@@ -125,6 +125,15 @@ export function isImpossibleBlockSize({ asked }: Failure): boolean {
   return size !== 0 && (size < 512 || size > pageSize() || (size & (size - 1)) !== 0)
 }
 
+export function isSysfsMounted(): boolean {
+  return sysfs.isMounted()
+}
+
+/** The driver is there, whatever /dev has. */
+export function isDriverLoaded(): boolean {
+  return sysfs.isControlThere()
+}
+
 // The backing file
 
 type Opened = Pick<Failure, 'backingFd'>

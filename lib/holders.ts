@@ -2,6 +2,7 @@
 
 import { setImmediate, setTimeout } from 'node:timers/promises'
 import { readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from './kernel/files.ts'
+import { minorOfDevice } from './kernel/features.ts'
 import { readMounts } from './kernel/mountinfo.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { formatDevice } from './kernel/uapi.ts'
@@ -91,8 +92,7 @@ function describeHolder(holder: Holder): string {
 
 async function devicesOf(number: number): Promise<Devices> {
   const devices = new Map<string, string>()
-  const whole = sysfs.readDeviceNumbers(number)
-  if (whole !== undefined) devices.set(whole, `/dev/loop${number}`)
+  devices.set(sysfs.readDeviceNumbers(number) ?? `7:${minorOfDevice(number)}`, `/dev/loop${number}`)
   for (const { device, name } of await sysfs.readPartitionNames(number)) devices.set(device, `/dev/${name}`)
   return devices
 }

@@ -1,5 +1,6 @@
 /** What is attached, read from sysfs: no privileges, and no device is opened (whoever detaches would see that). */
 
+import { constants } from 'node:os'
 import {
   type BackingFile,
   checkBackingFile,
@@ -165,9 +166,11 @@ async function filter(infos: LoopInfo[], matches: (info: LoopInfo) => Promise<bo
   return found
 }
 
-/** @throws `no-such-device` */
+/** @throws `no-such-device`, `unsupported-platform` without sysfs */
 export async function requireInfo(number: number): Promise<LoopInfo> {
   const info = await readInfo(number)
   if (info) return info
+  if (!sysfs.isMounted())
+    throw explain({ call: 'scandir', errno: -constants.errno.ENOENT, path: '/sys/block' }, 'read /sys')
   throw refusal('no-such-device', 'open', 'there is no such device', { path: devicePath(number) })
 }

@@ -25,10 +25,12 @@ import {
   inUserNamespace,
   isAdministrator,
   isAttached,
+  isDriverLoaded,
   isGoing,
   isImpossibleBlockSize,
   isNeitherFileNorBlockDevice,
   isReadOnly,
+  isSysfsMounted,
   isThere,
   nodeNumbersOf,
   nodevMount,
@@ -192,7 +194,6 @@ const otherLayout: Cause = {
 
 const setStatus: Record<string, Cause[]> = {
   EPERM: notAllowed,
-  EFAULT: [otherLayout],
   ENXIO: notAttached,
   EAGAIN: [dirtyCache],
   EINVAL: [encryption],
@@ -201,7 +202,6 @@ const setStatus: Record<string, Cause[]> = {
 }
 
 const configure: Record<string, Cause[]> = {
-  EFAULT: [otherLayout],
   EBADF: badBacking,
   EBUSY: [
     {
@@ -263,7 +263,7 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     EEXIST: [
       {
         reason: 'contention',
-        when: (failure) => failure.number !== undefined && !isThere(failure),
+        when: (failure) => failure.number !== undefined && isSysfsMounted() && !isThere(failure),
         detail: ({ number }) => `/dev/loop${number} is just being removed`,
         hint: 'try again in a moment',
       },
@@ -350,7 +350,6 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
   'LOOP_CLR_FD': { ENXIO: notAttached },
   'LOOP_GET_STATUS64': {
     ENXIO: notAttached,
-    EFAULT: [otherLayout],
     EINVAL: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
     EOVERFLOW: [{ reason: 'unsupported-kernel', detail: 'the kernel answers in a form that is too small' }],
     ...Object.fromEntries(
@@ -433,7 +432,15 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
   'open /dev/loop-control': {
     EACCES: openRefused,
     EPERM: openRefused,
-    ENOENT: [{ reason: 'no-loop-driver', detail: 'there is no such node', hint: LOAD_DRIVER }],
+    ENOENT: [
+      {
+        reason: 'node-missing',
+        when: isDriverLoaded,
+        detail: 'the kernel has the loop driver, but /dev has no node for it',
+        hint: 'in a container, pass the node in: --device /dev/loop-control; elsewhere: mknod /dev/loop-control c 10 237',
+      },
+      { reason: 'no-loop-driver', detail: 'there is no such node', hint: LOAD_DRIVER },
+    ],
     ENODEV: [
       { reason: 'no-loop-driver', detail: 'the kernel has no loop driver and could not load one', hint: LOAD_DRIVER },
     ],
@@ -523,6 +530,7 @@ const ANY_CALL: Record<string, Cause[]> = {
   EMFILE: [{ reason: 'resources', hint: 'raise the limit of open files (ulimit -n)' }],
   ENFILE: [{ reason: 'resources', hint: "raise the machine's limit of open files (sysctl fs.file-max)" }],
   ENOMEM: [{ reason: 'resources', hint: 'free memory, or raise the limit of this process or its container' }],
+  EFAULT: [otherLayout],
   ENOSYS: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
   EAGAIN: [{ reason: 'contention' }],
   ENOSPC: [{ reason: 'no-space' }],

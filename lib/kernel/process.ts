@@ -33,9 +33,9 @@ export function hasCapability({ capabilities }: Privileges, capability: bigint):
   return ((capabilities >> capability) & 1n) === 1n
 }
 
-/** Whether CAP_SYS_ADMIN is in effect; false where it cannot be known. */
+/** Whether CAP_SYS_ADMIN is in effect, and not only in a user namespace; false where it cannot be known. */
 export function canAdministrate(privileges: Privileges = readPrivileges()): boolean {
-  return hasCapability(privileges, CAP_SYS_ADMIN)
+  return hasCapability(privileges, CAP_SYS_ADMIN) && !privileges.inUserNamespace
 }
 
 function textOf(path: string): string {

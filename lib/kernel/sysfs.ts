@@ -113,6 +113,11 @@ export function partitionExists(number: number, partition: number): boolean {
   return existsSync(`${deviceDirectory(number)}/loop${number}p${partition}`)
 }
 
+/** Whether the kernel has loop-control, and so the driver. */
+export function isControlThere(): boolean {
+  return existsSync('/sys/class/misc/loop-control')
+}
+
 /** Whether sysfs is where it belongs. */
 export function isMounted(): boolean {
   return existsSync(BLOCK)
