@@ -126,10 +126,11 @@ export function checkReference(value: unknown): string {
 }
 
 export function checkSignal(value: unknown): AbortSignal {
-  if (typeof value !== 'object' || value === null || !('aborted' in value) || !('addEventListener' in value)) {
-    throw wrongType('signal', 'an AbortSignal', value)
-  }
-  return value as AbortSignal
+  // By what it can do: that of another realm is no instance of ours.
+  const signal: Partial<AbortSignal> | null = typeof value === 'object' ? value : null
+  const methods = [signal?.throwIfAborted, signal?.addEventListener, signal?.removeEventListener]
+  if (methods.every((method) => typeof method === 'function')) return value as AbortSignal
+  throw wrongType('signal', 'an AbortSignal', value)
 }
 
 export function checkFunction<F>(name: string, value: F): F {
@@ -144,9 +145,19 @@ export function checkBackingFile(value: unknown): FileArgument {
   if (typeof value === 'number') return { fd: checkDescriptor('file', value) }
   if (typeof value === 'string') return { path: checkPath(value, value.includes('\0')) }
   if (Buffer.isBuffer(value)) return { path: checkPath(value, value.includes(0)) }
-  if (value instanceof URL) return { path: checkPath(fileURLToPath(value), value.pathname.includes('%00')) }
+  if (value instanceof URL) return { path: checkPath(pathOfUrl(value), value.pathname.includes('%00')) }
   if (typeof value === 'object' && value !== null && 'fd' in value) return { fd: checkDescriptor('file.fd', value.fd) }
   throw wrongType('file', 'a path, a file URL, a descriptor or an object with one', value)
+}
+
+function pathOfUrl(url: URL): string {
+  try {
+    return fileURLToPath(url)
+  } catch (error) {
+    // decodeURIComponent's own, without a code
+    if (error instanceof URIError) throw wrongValue('file', 'must be UTF-8 where it is percent-encoded')
+    throw error
+  }
 }
 
 function checkPath<P extends string | Buffer>(path: P, hasZero: boolean): P {

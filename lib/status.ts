@@ -6,6 +6,7 @@ import {
   checkBlockSize,
   checkBoolean,
   checkBytes,
+  checkObject,
   checkOptions,
   checkReference,
   wrongValue,
@@ -65,7 +66,13 @@ export async function readStatus(handle: Handle): Promise<LoopStatus> {
 
 /** LOOP_GET_STATUS64, the named fields changed, LOOP_SET_STATUS64. */
 export async function setStatus(handle: Handle, change: StatusChange): Promise<void> {
-  const given = checkOptions(change, ['offset', 'sizeLimit', 'autoclear', 'partscan', 'reference'])
+  const given = checkOptions(checkObject('change', change), [
+    'offset',
+    'sizeLimit',
+    'autoclear',
+    'partscan',
+    'reference',
+  ])
   const offset = given.offset === undefined ? undefined : checkBytes('offset', given.offset)
   const sizeLimit = given.sizeLimit === undefined ? undefined : checkBytes('sizeLimit', given.sizeLimit)
   const fileName = given.reference === undefined ? undefined : checkReference(given.reference)

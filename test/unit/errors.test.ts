@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { getSystemErrorMap, inspect } from 'node:util'
 import { describe, expect, test } from 'vitest'
@@ -91,6 +92,16 @@ describe('LoopError', () => {
       expect(LoopError.is(other, 'in-use')).toBe(false)
     }
   })
+})
+
+test('docs/errors.md explains each reason, and no other', () => {
+  const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
+  const [, union = ''] = /type LoopErrorReason =((?:\s+\| '[a-z-]+')+)/.exec(read('lib/errors.ts')) ?? []
+  const reasons = [...union.matchAll(/'([a-z-]+)'/g)].map(([, reason]) => reason)
+  const [, table = ''] = read('docs/errors.md').split('## Reasons')
+  const rows = [...table.matchAll(/^\| `([a-z-]+)` +\| \S.*\| \S.*\|$/gm)].map(([, reason]) => reason)
+  expect(reasons.length).toBeGreaterThan(30)
+  expect(rows).toEqual(reasons)
 })
 
 describe('refusal', () => {
