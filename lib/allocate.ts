@@ -5,6 +5,8 @@ import { backoff, type Deadline } from './deadline.ts'
 import { devicePath } from './handle.ts'
 import { findHoldersSoon } from './holders.ts'
 import { binding } from './kernel/binding.ts'
+import { isDevKernels, removeNode } from './kernel/devnode.ts'
+import { minorOfDevice } from './kernel/features.ts'
 import { O_RDWR, open } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { explain } from './reasons.ts'
@@ -69,7 +71,10 @@ export async function removeDevice(control: number, number: number, deadline: De
   for (let attempt = 1; ; attempt++) {
     deadline.throwIfAborted()
     const answer = await binding().loopCtlRemove(control, number)
-    if (answer >= 0) return number
+    if (answer >= 0) {
+      if (!isDevKernels()) removeNode(devicePath(number), `7:${minorOfDevice(number)}`)
+      return number
+    }
     // ENODEV while it is still in sysfs: another's removal, or making, is under way.
     const isOpen = answer === -EBUSY && sysfs.isMounted() && !sysfs.isBound(number)
     const passes = isOpen || (answer === -ENODEV && sysfs.deviceExists(number))

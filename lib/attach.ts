@@ -1,5 +1,6 @@
 /** From a file to an attached device: everything checked before, verified after, undone when it fails. */
 
+import { constants } from 'node:os'
 import { addDevice, getFree, openControl, removeDevice, tries } from './allocate.ts'
 import {
   type BackingFile,
@@ -18,16 +19,22 @@ import { type Backing, openBacking } from './backing.ts'
 import { configure, type Settings, verify } from './configure.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
+import { visibleSize } from './evidence.ts'
 import { devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
 import { binding } from './kernel/binding.ts'
+import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
 import { observeDiskSeq, pageSize } from './kernel/features.ts'
-import { close, isNodeNewerThan, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { close, isNodeNewerThan, O_RDONLY, O_RDWR, readAt } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { LoopInfo64 } from './kernel/uapi.ts'
 import { type ControlLock, lockControl } from './lock.ts'
 import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
+import { probeGptBlockSize } from './partition-table.ts'
+import { addFromTable, removeNodesOfGone, removeUnused, settlePartitions } from './partitions.ts'
 import { diagnose, explain, type Failure, type Role } from './reasons.ts'
+
+const { EEXIST, ENOENT } = constants.errno
 
 /** How to attach. Everything is optional; `undefined` counts as absent. */
 export interface AttachOptions {
@@ -40,15 +47,27 @@ export interface AttachOptions {
   offset?: Bytes | undefined
   /** How many bytes of the file the device shows at most. Default 0: to its end. */
   sizeLimit?: Bytes | undefined
-  /** Logical block size in bytes: a power of two from 512 to the page size. Default: the kernel's choice. */
-  blockSize?: number | undefined
+  /**
+   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: that for which the GPT of the image
+   * was made, if it has one. Default: the kernel's choice.
+   */
+  blockSize?: number | 'auto' | undefined
   /**
    * Bypass the page cache for the backing file. `true`: an error (`direct-io-unavailable`) where the kernel cannot;
    * `'prefer'`: buffered instead. Default false.
    */
   directIO?: boolean | 'prefer' | undefined
-  /** Let the kernel look for partitions, /dev/loopNpM. Default false. */
-  partscan?: boolean | undefined
+  /**
+   * Partitions as /dev/loopNpM. `true`: the kernel looks for them. `'user'`: the partition table, GPT or MBR, is read
+   * here, and the kernel told with BLKPG: for kernels that have no parser of the table; `bad-partition-table` where it is
+   * damaged. Resolves when each has its node. Default false.
+   */
+  partscan?: boolean | 'user' | undefined
+  /**
+   * `'auto'`, the default: a node that is missing in a /dev which the kernel does not look after, a container's, is made
+   * with mknod(2); `node-missing` where that is not allowed. `false`: none is made.
+   */
+  createNode?: 'auto' | false | undefined
   /** The kernel detaches the device when its last user closes it, even after `kill -9`. Default true. */
   autoclear?: boolean | undefined
   /** This /dev/loopN, 0 to 1048575, made if there is none. Default: any free one. */
@@ -81,6 +100,7 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
   'blockSize',
   'directIO',
   'partscan',
+  'createNode',
   'autoclear',
   'number',
   'overlap',
@@ -91,7 +111,10 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
 ]
 
 /** The options, checked and complete. */
-export interface Wanted extends Omit<Settings, 'readOnly'> {
+export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockSize'> {
+  blockSize: number | 'auto' | undefined
+  partscan: boolean | 'user'
+  createNode: boolean
   /** Undefined: the descriptor decides. */
   readOnly: boolean | undefined
   number: number | undefined
@@ -109,21 +132,41 @@ export async function attachFile(file: BackingFile, options?: AttachOptions): Pr
   const wanted = checkWanted(given)
   const deadline = checkDeadline(given, 10_000)
   assertSupported()
-  if (wanted.blockSize !== undefined) checkBlockSize('blockSize', wanted.blockSize, pageSize())
+  if (typeof wanted.blockSize === 'number') checkBlockSize('blockSize', wanted.blockSize, pageSize())
   deadline.throwIfAborted()
 
   const backing = await openBacking(argument, wanted.readOnly, deadline)
   try {
     deadline.throwIfAborted()
-    return await new Attachment(backing, wanted, deadline).run()
+    const blockSize = wanted.blockSize === 'auto' ? await probeBlockSize(backing, wanted) : wanted.blockSize
+    return await new Attachment(backing, { ...wanted, blockSize }, deadline).run()
   } finally {
     await backing.close()
   }
 }
 
+/** That of the GPT in the window of the file; undefined where there is none. */
+async function probeBlockSize(backing: Backing, { offset, sizeLimit }: Wanted): Promise<number | undefined> {
+  const { fd, path } = backing
+  const read = async (position: number, length: number): Promise<Uint8Array> => {
+    const bytes = new Uint8Array(length)
+    const count = await readAt(fd, bytes, length, Number(offset) + position)
+    if (count < 0) throw explain({ call: 'read', errno: count, path, backingFile: path })
+    return bytes.subarray(0, count)
+  }
+  return probeGptBlockSize(read, Number(visibleSize(backing.size, offset, sizeLimit)))
+}
+
 /** @throws TypeError, RangeError */
 export function checkWanted(given: AttachOptions): Wanted {
-  const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, autoclear, number, overlap, reference } = given
+  const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, createNode } = given
+  const { autoclear, number, overlap, reference } = given
+  if (partscan !== undefined && partscan !== 'user' && typeof partscan !== 'boolean') {
+    throw wrongType('partscan', "a boolean or 'user'", partscan)
+  }
+  if (!(['auto', false, undefined] as unknown[]).includes(createNode)) {
+    throw wrongValue('createNode', "must be 'auto' or false")
+  }
   if (directIO !== undefined && directIO !== 'prefer' && typeof directIO !== 'boolean') {
     throw wrongType('directIO', "a boolean or 'prefer'", directIO)
   }
@@ -134,9 +177,11 @@ export function checkWanted(given: AttachOptions): Wanted {
     readOnly: readOnly === undefined ? undefined : checkBoolean('readOnly', readOnly),
     offset: offset === undefined ? 0n : checkBytes('offset', offset),
     sizeLimit: sizeLimit === undefined ? 0n : checkBytes('sizeLimit', sizeLimit),
-    blockSize: blockSize === undefined ? undefined : checkBlockSize('blockSize', blockSize, 65_536),
+    blockSize:
+      blockSize === undefined || blockSize === 'auto' ? blockSize : checkBlockSize('blockSize', blockSize, 65_536),
     directIO: directIO ?? false,
-    partscan: partscan === undefined ? false : checkBoolean('partscan', partscan),
+    partscan: partscan ?? false,
+    createNode: createNode !== false,
     autoclear: autoclear === undefined ? true : checkBoolean('autoclear', autoclear),
     number: number === undefined ? undefined : checkLoopNumber(number),
     reference: reference === undefined ? '' : checkReference(reference),
@@ -157,21 +202,24 @@ const CHANCES = 3
 /** The work on one attachment, from a free number to a verified handle. */
 class Attachment {
   readonly #backing: Backing
-  readonly #wanted: Wanted
+  readonly #wanted: Wanted & { blockSize: number | undefined }
   readonly #settings: Settings
   readonly #deadline: Deadline
   #control = -1
   /** Made on the way, to be removed again if the attach fails. */
   readonly #made = new Set<number>()
+  /** Nodes made on the way, each with its `major:minor`; removed again too. */
+  readonly #nodes = new Map<string, string>()
   /** Refusals of the same device for the same reason, in a row. */
   #refused = { number: -1, reason: 'unknown' as LoopErrorReason, times: 0 }
   /** How the last attempt ended, and which it was. */
   #last: { refused: Refused; attempt: number } | undefined
 
-  constructor(backing: Backing, wanted: Wanted, deadline: Deadline) {
+  constructor(backing: Backing, wanted: Wanted & { blockSize: number | undefined }, deadline: Deadline) {
     this.#backing = backing
     this.#wanted = wanted
-    this.#settings = { ...wanted, readOnly: wanted.readOnly === true || !backing.writable }
+    const readOnly = wanted.readOnly === true || !backing.writable
+    this.#settings = { ...wanted, readOnly, partscan: wanted.partscan === true }
     this.#deadline = deadline
   }
 
@@ -334,8 +382,9 @@ class Attachment {
     }
   }
 
-  /** A failed attach leaves no device behind. Whoever took one of them meanwhile keeps it. */
+  /** A failed attach leaves no device and no node behind. Whoever took one of them meanwhile keeps it. */
   async #removeMade(): Promise<void> {
+    for (const [path, device] of this.#nodes) removeNode(path, device)
     for (const number of this.#made) {
       try {
         // Whoever looks at every device has it open for a moment.
@@ -348,7 +397,7 @@ class Attachment {
 
   async #tryDevice(number: number, lock: ControlLock): Promise<Handle | Refused> {
     // A descriptor that is open for reading only makes the kernel attach read-only.
-    const fd = await openDevice(number, this.#settings.readOnly ? O_RDONLY : O_RDWR)
+    const fd = await this.#openDevice(number, this.#settings.readOnly ? O_RDONLY : O_RDWR)
     if (fd < 0) return this.#classify({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const target = { number, fd, backing: this.#backing, settings: this.#settings }
     let attached = false
@@ -362,6 +411,7 @@ class Attachment {
       this.#deadline.throwIfAborted()
       observeDiskSeq(diskSeq, readDiskSeq(fd))
       if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
+      await this.#dropLeftovers(number, fd)
       const info = await verify(target)
       this.#deadline.throwIfAborted()
       return await this.#makeHandle(number, info)
@@ -372,6 +422,19 @@ class Attachment {
     } finally {
       await close(fd)
     }
+  }
+
+  /** With its node made, where it is missing in a /dev that the kernel does not look after. */
+  async #openDevice(number: number, flags: number): Promise<number> {
+    const fd = await openDevice(number, flags)
+    const device = fd === -ENOENT && this.#wanted.createNode ? sysfs.readDeviceNumbers(number) : undefined
+    if (device === undefined || isDevKernels()) return fd
+    const path = devicePath(number)
+    const made = await makeNode(path, device)
+    // Another process was faster.
+    if (made < 0 && made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, number }, 'make node')
+    if (made >= 0) this.#nodes.set(path, device)
+    return openDevice(number, flags)
   }
 
   /** The last moment at which giving up costs nothing. */
@@ -386,7 +449,26 @@ class Attachment {
   async #makeHandle(number: number, info: LoopInfo64): Promise<Handle> {
     const fd = await openDevice(number, O_RDONLY)
     if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-    return new Handle(number, fd, { owned: true, backing: info })
+    const handle = new Handle(number, fd, { owned: true, backing: info })
+    try {
+      if (this.#wanted.partscan === 'user') await addFromTable(handle)
+      if (this.#wanted.partscan !== false) await settlePartitions(number, this.#wanted.createNode, this.#deadline)
+      return handle
+    } catch (error) {
+      const added = sysfs.readPartitions(number)
+      await removeUnused(fd, added)
+      removeNodesOfGone(number, added)
+      await handle.close()
+      throw error
+    }
+  }
+
+  /** K3, up to 7.1: partitions made with BLKPG for an attachment that ended otherwise than by us, with a kill, say. */
+  async #dropLeftovers(number: number, fd: number): Promise<void> {
+    if (this.#settings.partscan || !sysfs.hasPartitions(number)) return
+    const left = sysfs.readPartitions(number)
+    await removeUnused(fd, left)
+    removeNodesOfGone(number, left)
   }
 
   /** A failure that will stay is thrown; one that may pass is returned. */

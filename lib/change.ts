@@ -13,8 +13,10 @@ import type { Handle } from './handle.ts'
 import { binding } from './kernel/binding.ts'
 import { close, O_RDWR, open } from './kernel/files.ts'
 import { LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, type LoopInfo64 } from './kernel/uapi.ts'
+import * as sysfs from './kernel/sysfs.ts'
 import { lockControl } from './lock.ts'
 import { type BackingIdentity, conflicts, findAttachments, overlapError } from './overlap.ts'
+import { restorePartitions } from './partitions.ts'
 import { diagnose } from './reasons.ts'
 import { onBackingDevice } from './stack.ts'
 import { readSize } from './status.ts'
@@ -166,6 +168,7 @@ export async function switchBackingFile(
   force: boolean,
 ): Promise<void> {
   const info = await readChangeable(target)
+  const partitions = sysfs.hasPartitions(target.number) ? sysfs.readPartitions(target.number) : []
   const control = await open(CONTROL, O_RDWR)
   let exclusive = -1
   try {
@@ -178,6 +181,8 @@ export async function switchBackingFile(
       lock.release()
     }
     await confirmChange(target, backing, info, present)
+    // A device with partition scan drops those that the kernel did not find itself.
+    if (partitions.length > 0) await restorePartitions(target.number, target.descriptor, partitions)
   } finally {
     await letGo(exclusive)
     await letGo(control)

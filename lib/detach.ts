@@ -11,7 +11,8 @@ import { binding } from './kernel/binding.ts'
 import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
-import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
+import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
+import { removeNodesOfGone, removePartitions, removeUnused, removeUnusedSync, restorePartitions } from './partitions.ts'
 import { findSwappableLower } from './stack.ts'
 
 const { EACCES, EBUSY, ENXIO, EPERM } = constants.errno
@@ -62,11 +63,14 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   if (exclusive === -EBUSY) return 'held'
   if (exclusive < 0) throw handle.explain('open', exclusive)
 
+  const partitions = partitionsOf(handle, before)
   try {
     await flush(handle, before)
     handle.assertOpen()
+    await removePartitions(handle, exclusive, partitions.added)
   } catch (error) {
     await close(exclusive)
+    if (LoopError.is(error, 'in-use')) return 'opened'
     throw error
   }
   const plain = handle.descriptor
@@ -77,10 +81,12 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
   if (answer === -ENXIO) {
     await handle.closeNow()
+    removeNodesOfGone(handle.number, partitions.all)
     return 'going'
   }
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
+  await restorePartitions(handle.number, exclusive, partitions.added)
   await takeBack(handle, exclusive, autoclear)
   if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
@@ -129,10 +135,14 @@ async function flush(handle: Handle, { info }: Info): Promise<void> {
 }
 
 async function detachLazily(handle: Handle): Promise<DetachResult> {
-  await flush(handle, await handle.readInfo())
+  const before = await handle.readInfo()
+  await flush(handle, before)
+  const partitions = partitionsOf(handle, before)
+  await removeUnused(handle.descriptor, partitions.added)
   const answer = await binding().loopClrFd(handle.descriptor)
   if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
   await handle.closeNow()
+  removeNodesOfGone(handle.number, partitions.all)
   return isStillAttached(handle) ? 'deferred' : 'detached'
 }
 
@@ -148,12 +158,20 @@ export function detachSync(handle: Handle): DetachResult {
   return handle.closeSync() && !isStillAttached(handle) ? 'detached' : 'deferred'
 }
 
+/** K3, up to 7.1: what was added with BLKPG outlives the detach. What the kernel found itself it removes itself. */
+function partitionsOf({ number }: Handle, { info }: Info): Record<'all' | 'added', sysfs.KnownPartition[]> {
+  const all = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
+  return { all, added: (info.flags & LO_FLAGS_PARTSCAN) === 0 ? all : [] }
+}
+
 function requestDetachSync(handle: Handle): void {
-  const { info } = handle.readInfoSync()
+  const before = handle.readInfoSync()
+  const { info } = before
   if ((info.flags & LO_FLAGS_READ_ONLY) === 0) {
     const flushed = fsyncSync(handle.descriptor)
     if (flushed < 0) throw handle.explain('fsync', flushed)
   }
+  removeUnusedSync(handle.descriptor, partitionsOf(handle, before).added)
   const answer = binding().loopClrFdSync(handle.descriptor)
   if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
 }

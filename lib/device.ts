@@ -6,6 +6,7 @@ import type { Handle, LoopRef } from './handle.ts'
 import { findHolders, type Holder } from './holders.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './migrate.ts'
 import { type DeviceRef, openHandle, type OpenOptions } from './open.ts'
+import { listPartitions, type Partition, rescanPartitions, type RescanOptions } from './partitions.ts'
 import { attachPlainOrStack } from './stack.ts'
 import {
   flush,
@@ -135,6 +136,28 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    */
   setBlockSize(bytes: number): Promise<void> {
     return setBlockSize(this.#handle, bytes)
+  }
+
+  /**
+   * The partitions that the kernel knows, by number, with what the partition table on the device (GPT or MBR) says of
+   * each: sysfs, and the table itself. None where nobody has looked for them: {@link rescanPartitions}.
+   *
+   * @throws LoopError `bad-partition-table` where the kernel knows none, `not-attached`, `replaced`, `closed`
+   */
+  partitions(): Promise<Partition[]> {
+    return listPartitions(this.#handle)
+  }
+
+  /**
+   * Looks for partitions again, and resolves to them when each has its node in /dev, made where need be, and their set
+   * is stable. `mode: 'kernel'` is BLKRRPART; `mode: 'user'` reads the table here and tells the kernel with BLKPG, for
+   * kernels that have no parser of the table, and leaves partitions alone that stay the same.
+   *
+   * @throws LoopError `partscan-off`, `bad-partition-table`, `in-use`, `node-missing`, `permission`, `not-attached`,
+   *   `replaced`, `closed`
+   */
+  rescanPartitions(options?: RescanOptions): Promise<Partition[]> {
+    return rescanPartitions(this.#handle, options)
   }
 
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */

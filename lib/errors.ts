@@ -127,6 +127,7 @@ type OwnReason =
   | 'timeout'
   | 'content-differs'
   | 'destination-exists'
+  | 'bad-partition-table'
   | 'no-space'
   | 'size-mismatch'
   | 'not-read-only'
@@ -154,6 +155,7 @@ const OWN_CODES: Record<OwnReason, keyof typeof constants.errno> = {
   'timeout': 'ETIMEDOUT',
   'content-differs': 'EILSEQ',
   'destination-exists': 'EEXIST',
+  'bad-partition-table': 'EINVAL',
   'no-space': 'ENOSPC',
   'size-mismatch': 'EINVAL',
   'not-read-only': 'EINVAL',

@@ -8,10 +8,18 @@ import { constants } from 'node:os'
 import type { LoopErrorReason } from './errors.ts'
 import type { Holder } from './holders.ts'
 import { binding, callWithin } from './kernel/binding.ts'
+import { describeNode } from './kernel/devnode.ts'
 import { numberOfMinor, pageSize } from './kernel/features.ts'
 import { O_PATH, readFileSync, readLinkSync } from './kernel/files.ts'
 import { mountOf, readMountsSync } from './kernel/mountinfo.ts'
-import { CAP_DAC_OVERRIDE, canAdministrate, hasCapability, type Privileges, readPrivileges } from './kernel/process.ts'
+import {
+  CAP_DAC_OVERRIDE,
+  CAP_MKNOD,
+  canAdministrate,
+  hasCapability,
+  type Privileges,
+  readPrivileges,
+} from './kernel/process.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { decodeInfo, decodeStat, type LoopInfo64, newInfo, newStat, type Stat } from './kernel/uapi.ts'
 
@@ -34,6 +42,8 @@ export interface Failure {
   /** The backing file: its path for the message, its descriptor where it is open. */
   backingFile?: string | undefined
   backingFd?: number | undefined
+  /** `major:minor` of the node that there has to be at the path, where that is not the device's. */
+  node?: string | undefined
   /** The numbers that the call was given. */
   asked?: Asked | undefined
   /** LOOP_GET_STATUS64: null where it answered that nothing is attached, undefined where it was not asked. */
@@ -93,9 +103,18 @@ export function backingFileOf({ number }: Failure): string {
   return (number === undefined ? undefined : sysfs.readBackingFileSync(number)) ?? 'another file'
 }
 
-export function nodeNumbersOf({ number }: Failure): string {
-  const numbers = number === undefined ? undefined : sysfs.readDeviceNumbers(number)
+export function nodeNumbersOf({ number, node }: Failure): string {
+  const numbers = node ?? (number === undefined ? undefined : sysfs.readDeviceNumbers(number))
   return (numbers ?? `7:${number}`).replace(':', ' ')
+}
+
+/** What there is where the node should be. */
+export function describeNodeOf({ path }: Failure): string {
+  return `there is ${path === undefined ? 'something else' : describeNode(path)} in place of the node`
+}
+
+export function canMakeNodes(): boolean {
+  return hasCapability(readPrivileges(), CAP_MKNOD)
 }
 
 /** What LOOP_SET_DIRECT_IO looks at. */

@@ -4,7 +4,7 @@ import { constants } from 'node:os'
 import { type LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { binding, type Binding } from './kernel/binding.ts'
 import { diskSeqCountsAttachments, hasDiskSeq, minorOfDevice, numberOfMinor } from './kernel/features.ts'
-import { close, closeSync, fstatSync, O_RDONLY, O_RDWR, open, statSync } from './kernel/files.ts'
+import { close, closeSync, fstatSync, lstatSync, O_RDONLY, O_RDWR, open } from './kernel/files.ts'
 import { readBackingFileSync } from './kernel/sysfs.ts'
 import {
   decodeInfo,
@@ -58,7 +58,7 @@ export function devicePath(number: number): string {
  */
 export async function openDevice(number: number, flags: number): Promise<number> {
   const path = devicePath(number)
-  const before = isDevice(statSync(path), number)
+  const before = isDevice(lstatSync(path), number)
   if (before < 0) return before
   const fd = await open(path, flags)
   if (fd < 0) return fd
@@ -92,7 +92,7 @@ export async function askDevice<T>(number: number, read: (info: LoopInfo64, fd: 
   }
 }
 
-function isDevice(stat: ReturnType<typeof statSync>, number: number): number {
+function isDevice(stat: ReturnType<typeof lstatSync>, number: number): number {
   if (typeof stat === 'number') return stat
   const same = stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR && minorOf(stat.rdev) === minorOfDevice(number)
   return same ? 0 : -ENOTTY

@@ -11,10 +11,12 @@ import {
   backingFileOf,
   backingIsOpen,
   backingIsPathOnly,
+  canMakeNodes,
   type Cause,
   compareSizes,
   describeAlignment,
   describeBlockSize,
+  describeNodeOf,
   describePrivileges,
   describeSandbox,
   describeType,
@@ -54,6 +56,8 @@ const LEAVE_USER_NAMESPACE =
   'run it in the initial user namespace: as root, in a container without rootless mode and without a user namespace'
 const ALLOW_DEVICES =
   "allow the devices: docker run --device-cgroup-rule 'b 7:* rmw' --device-cgroup-rule 'b 259:* rmw' --device-cgroup-rule 'c 10:237 rwm'"
+const ALLOW_MKNOD =
+  "let the container make nodes: docker or podman run --cap-add MKNOD --device-cgroup-rule 'b 7:* rmw' --device-cgroup-rule 'b 259:* rmw'; Kubernetes: securityContext.capabilities.add: [MKNOD]"
 const ALLOW_CALLS = 'let the sandbox allow the ioctls of loop devices, in docker with --security-opt seccomp=PROFILE'
 const LOAD_DRIVER = 'load the module (modprobe loop); in a container, pass the node in: --device /dev/loop-control'
 
@@ -456,7 +460,8 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
         reason: 'node-missing',
         when: isThere,
         detail: 'the kernel has the device, but /dev has no node for it',
-        hint: (failure) => `make the node: mknod /dev/loop${failure.number} b ${nodeNumbersOf(failure)}`,
+        hint: (failure) =>
+          `make the node: mknod ${failure.path} b ${nodeNumbersOf(failure)}; attach() does where it may`,
       },
       { reason: 'no-such-device', detail: 'there is no such device' },
     ],
@@ -468,8 +473,43 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     ENOTTY: [
       {
         reason: 'not-a-loop-device',
-        detail: ({ number }) => `the node is another one than that of loop device ${number}`,
+        detail: describeNodeOf,
         hint: (failure) => `it should be b ${nodeNumbersOf(failure)}`,
+      },
+    ],
+  },
+  'make node': {
+    EPERM: [
+      {
+        reason: 'node-missing',
+        when: inUserNamespace,
+        detail: 'this /dev has no node for it, and root of a user namespace can make none',
+        hint: LEAVE_USER_NAMESPACE,
+      },
+      {
+        reason: 'node-missing',
+        when: () => !canMakeNodes(),
+        detail: 'this /dev has no node for it, and making one needs CAP_MKNOD',
+        hint: ALLOW_MKNOD,
+      },
+      {
+        reason: 'node-missing',
+        detail: 'this /dev has no node for it, and the device cgroup denies making one',
+        hint: ALLOW_DEVICES,
+      },
+    ],
+    EACCES: [
+      {
+        reason: 'node-missing',
+        detail: () => `this /dev has no node for it, and none may be made: ${describePrivileges()}`,
+        hint: ALLOW_MKNOD,
+      },
+    ],
+    EROFS: [
+      {
+        reason: 'node-missing',
+        detail: 'this /dev has no node for it, and is read-only',
+        hint: (failure) => `make the node where /dev comes from: mknod ${failure.path} b ${nodeNumbersOf(failure)}`,
       },
     ],
   },
@@ -544,6 +584,7 @@ export type Role =
   | 'open backing file'
   | 'open backing file for writing'
   | 'create destination'
+  | 'make node'
   | 'read /sys'
   | 'BLKPG add'
   | 'BLKPG resize'

@@ -50,9 +50,18 @@ export async function attachPlainOrStack(file: BackingFile, options?: AttachOpti
   const { number, partscan, reference, autoclear, ...forLower } = given
   const lower = await attachFile(file, { ...forLower, reference: LOWER_TAG })
   try {
-    const { blockSize, signal } = given
+    const { blockSize, createNode, signal } = given
     const timeout = Math.ceil(deadline.left)
-    const forUpper = { number, partscan, reference, autoclear, blockSize, signal, timeout }
+    const forUpper = {
+      number,
+      partscan,
+      createNode,
+      reference,
+      autoclear,
+      blockSize,
+      signal,
+      timeout,
+    }
     return await attachFile(lower.path, { ...forUpper, readOnly: true, overlap: 'allow' })
   } finally {
     // The upper one holds it; where there is none, autoclear takes it down.

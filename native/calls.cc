@@ -19,6 +19,7 @@ namespace {
 
 constexpr unsigned kLoopMajor = 7;
 constexpr unsigned kMiscMajor = 10;
+constexpr std::size_t kPathSize = 32;  // /dev/loop1048575p255
 constexpr unsigned kLoopControlMinor = 237;
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -166,6 +167,14 @@ long Statx(Arguments& a) {
   std::memcpy(a.data.data(), &st, sizeof st);
   return answer;
 }
+// A node of a block device, for its owner only.
+long MknodBlock(Arguments& a) {
+  char path[kPathSize];
+  std::memcpy(path, a.data.data(), sizeof path);
+  path[sizeof path - 1] = '\0';
+  return Answer(::mknod(path, S_IFBLK | S_IRUSR | S_IWUSR,
+                        makedev(static_cast<unsigned>(a.Int(1)), static_cast<unsigned>(a.Int(2)))));
+}
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 
 using enum Parameter;
@@ -205,6 +214,7 @@ constexpr Call kCalls[] = {
     {"ficlone", FiClone, {kInt, kInt}},
     {"fadviseDontNeed", FadviseDontNeed, {kInt}},
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
+    {"mknodBlock", MknodBlock, {kIn, kInt, kInt}, kPathSize},
     {"pageSize", PageSize, {}},
 };
 

@@ -41,6 +41,7 @@ interface Calls {
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
+  mknodBlock: [path: Uint8Array, major: number, minor: number]
   pageSize: []
 }
 

@@ -94,6 +94,14 @@ export function isNodeNewerThan(path: string, moment: number): boolean {
   return typeof node !== 'number' && Number(node.birthtimeMs) >= moment - TICK
 }
 
+export function lstatSync(path: PathLike): fs.BigIntStats | number {
+  return answerSync('lstatSync', () => fs.lstatSync(path, { bigint: true }))
+}
+
+export function unlinkSync(path: string): number {
+  return answerSync('unlinkSync', () => (fs.unlinkSync(path), 0))
+}
+
 export function existsSync(path: string): boolean {
   return observed('existsSync', fs.existsSync)(path)
 }

@@ -1,6 +1,6 @@
 /** /sys/block/loopN: what can be known of a device without opening it, and without privileges. */
 
-import { existsSync, readDirectory, readFile, readFileSync, statSync } from './files.ts'
+import { existsSync, readDirectory, readDirectorySync, readFile, readFileSync, statSync } from './files.ts'
 
 const BLOCK = '/sys/block'
 
@@ -73,6 +73,57 @@ export async function readPartitionNames(number: number): Promise<{ device: stri
     if (device !== undefined) partitions.push({ device, name })
   }
   return partitions
+}
+
+/** A partition as the kernel has it. */
+export interface KnownPartition {
+  number: number
+  /** `/dev/loop7p1`, whether there is such a node or not. */
+  path: string
+  /** `major:minor`, which has nothing to do with the device's. */
+  device: string
+  /** Bytes. */
+  start: number
+  size: number
+  readOnly: boolean
+}
+
+/** The partitions of a device, by number. Read at once: they can vanish between two looks. */
+export function readPartitions(number: number): KnownPartition[] {
+  const names = readDirectorySync(deviceDirectory(number))
+  if (typeof names === 'number') return []
+  return names
+    .filter((name) => name.startsWith(`loop${number}p`))
+    .flatMap((name) => readPartition(`${deviceDirectory(number)}/${name}`, name))
+    .toSorted((a, b) => a.number - b.number)
+}
+
+function readPartition(directory: string, name: string): KnownPartition | [] {
+  const [device, index, start, size, ro] = ['dev', 'partition', 'start', 'size', 'ro'].map((file) =>
+    optionalText(`${directory}/${file}`),
+  )
+  if (device === undefined || index === undefined || start === undefined || size === undefined) return []
+  return {
+    number: Number(index),
+    path: `/dev/${name}`,
+    device,
+    start: Number(start) * 512,
+    size: Number(size) * 512,
+    readOnly: ro === '1',
+  }
+}
+
+/** Links of the directory of a device without partitions: every directory in it is one, a partition's too. */
+let links: bigint | undefined
+
+/** Whether the device has partitions: to be asked at every attach and detach, so mostly by one stat(). */
+export function hasPartitions(number: number): boolean {
+  const directory = statSync(deviceDirectory(number))
+  if (typeof directory === 'number' || directory.nlink === links) return false
+  const names = readDirectorySync(deviceDirectory(number))
+  const found = typeof names !== 'number' && names.some((name) => name.startsWith(`loop${number}p`))
+  if (!found) links = directory.nlink
+  return found
 }
 
 /** Names of the block devices (dm-0, md127) that are built on the device or, where named, on its partition. */

@@ -105,6 +105,15 @@ export function encodeConfig(backingFd: number, blockSize: number, info: Partial
   return bytes
 }
 
+const PATH_SIZE = 32
+
+/** The path of a node of a loop device or a partition of it, as the addon takes it. */
+export function encodePath(path: string): Uint8Array {
+  const bytes = new Uint8Array(PATH_SIZE)
+  encoder.encodeInto(path, bytes.subarray(0, PATH_SIZE - 1))
+  return bytes
+}
+
 /** A zeroed __u64 for the kernel to fill. */
 export function newU64(): Uint8Array {
   return new Uint8Array(8)

@@ -94,8 +94,11 @@ describe('LoopError', () => {
   })
 })
 
+function read(path: string): string {
+  return readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
+}
+
 test('docs/errors.md explains each reason, and no other', () => {
-  const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
   const [, union = ''] = /type LoopErrorReason =((?:\s+\| '[a-z-]+')+)/.exec(read('lib/errors.ts')) ?? []
   const reasons = [...union.matchAll(/'([a-z-]+)'/g)].map(([, reason]) => reason)
   const [, table = ''] = read('docs/errors.md').split('## Reasons')
@@ -114,6 +117,7 @@ describe('refusal', () => {
     ['timeout', 'ETIMEDOUT'],
     ['content-differs', 'EILSEQ'],
     ['size-mismatch', 'EINVAL'],
+    ['bad-partition-table', 'EINVAL'],
     ['block-size', 'EINVAL'],
     ['not-a-loop-device', 'ENOTTY'],
   ] as const) {

@@ -1,0 +1,48 @@
+/** The nodes of loop devices and their partitions in /dev: looked at, made, removed. */
+
+import { constants } from 'node:os'
+import { binding } from './binding.ts'
+import { lstatSync, readLinkSync, unlinkSync } from './files.ts'
+import { mountOf, readMountsSync } from './mountinfo.ts'
+import { encodePath, formatDevice, majorOf } from './uapi.ts'
+
+/** 0: there is a node of that device (`major:minor`). ENOENT: nothing; ENOTTY: another node, a file, a link. */
+export function checkNode(path: string, device: string): number {
+  const node = lstatSync(path)
+  if (typeof node === 'number') return node
+  return node.isBlockDevice() && formatDevice(node.rdev) === device ? 0 : -constants.errno.ENOTTY
+}
+
+/** A node of a block device whose number is given out anew each time: made for one that is gone. */
+export function isStaleNode(path: string): boolean {
+  const node = lstatSync(path)
+  return typeof node !== 'number' && node.isBlockDevice() && majorOf(node.rdev) === BLOCK_EXT_MAJOR
+}
+
+const BLOCK_EXT_MAJOR = 259
+
+/** What is at the path: `a symbolic link to /x`, `a node of block device 7:3`. */
+export function describeNode(path: string): string {
+  const node = lstatSync(path)
+  if (typeof node === 'number') return 'not there'
+  if (node.isSymbolicLink()) return `a symbolic link to ${readLinkSync(path)}`
+  if (node.isBlockDevice()) return `a node of block device ${formatDevice(node.rdev)}`
+  if (node.isCharacterDevice()) return `a node of character device ${formatDevice(node.rdev)}`
+  return node.isDirectory() ? 'a directory' : node.isFile() ? 'a plain file' : 'no device node'
+}
+
+/** mknod(2), mode 0600. 0 or the negative errno, EEXIST where there is something at the path. */
+export function makeNode(path: string, device: string): Promise<number> {
+  const [major = 0, minor = 0] = device.split(':').map(Number)
+  return binding().mknodBlock(encodePath(path), major, minor)
+}
+
+/** Removes the node, if it is that of the device. */
+export function removeNode(path: string, device: string): void {
+  if (checkNode(path, device) === 0) unlinkSync(path)
+}
+
+/** Whether the kernel makes and removes the nodes in /dev by itself. A private /dev, of a container, is a tmpfs. */
+export function isDevKernels(): boolean {
+  return mountOf('/dev', readMountsSync())?.fsType === 'devtmpfs'
+}

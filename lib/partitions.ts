@@ -1,0 +1,316 @@
+/** The partitions of a device: what the kernel knows of them, their nodes, and those we tell the kernel about. */
+
+import { constants } from 'node:os'
+import { checkOptions, wrongValue } from './arguments.ts'
+import { backoff, checkDeadline, Deadline } from './deadline.ts'
+import { LoopError } from './errors.ts'
+import type { Handle } from './handle.ts'
+import { findHolders } from './holders.ts'
+import { binding } from './kernel/binding.ts'
+import { checkNode, isDevKernels, isStaleNode, makeNode, removeNode } from './kernel/devnode.ts'
+import { existsSync, readAt, unlinkSync } from './kernel/files.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import type { KnownPartition } from './kernel/sysfs.ts'
+import { decodeU64, LO_FLAGS_PARTSCAN, newU64 } from './kernel/uapi.ts'
+import { type PartitionTable, readPartitionTable, type TableEntry } from './partition-table.ts'
+import { explain } from './reasons.ts'
+
+const { EBUSY, EEXIST, ENOENT, ENOTTY, ENXIO } = constants.errno
+
+/** A partition of an attached device; plain data. */
+export interface Partition {
+  /** The M of /dev/loopNpM. */
+  number: number
+  /** `/dev/loopNpM`. */
+  path: string
+  /** `major:minor`. */
+  device: string
+  /** Where it begins in the device, and how long it is, in bytes. */
+  start: number
+  size: number
+  readOnly: boolean
+  /** From here on: what the partition table says of it. Absent where there is none that does. */
+  table?: 'gpt' | 'mbr'
+  /** GPT: the GUID, upper case. MBR: two hexadecimal digits or one, `83`, `c`. */
+  type?: string
+  /** What sfdisk calls the type, where it is a common one. */
+  typeName?: string
+  /** GPT only. */
+  label?: string
+  /** GPT: the GUID of the partition, upper case. MBR: `1a2b3c4d-01`. */
+  uuid?: string
+  /** GPT: for a legacy BIOS. MBR: active. */
+  bootable?: boolean
+}
+
+export interface RescanOptions {
+  /**
+   * `'kernel'`: BLKRRPART. `'user'`: the table is read here, GPT or MBR, and the kernel told with BLKPG: for kernels
+   * without a parser for the table. Default: `'kernel'` where the device was attached with `partscan: true`.
+   */
+  mode?: 'kernel' | 'user' | undefined
+  /** Milliseconds to wait for what passes by itself; 0: one try. Default 5 000. */
+  timeout?: number | undefined
+  /** Gives up and rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+}
+
+/** What the kernel knows, with what the table on the device says of it. */
+export async function listPartitions(handle: Handle): Promise<Partition[]> {
+  return handle.run(async () => {
+    await handle.readInfo()
+    return describePartitions(handle)
+  })
+}
+
+async function describePartitions(handle: Handle): Promise<Partition[]> {
+  const known = sysfs.readPartitions(handle.number)
+  const table = await readTableFor(handle, known)
+  return known.map((partition) => {
+    const entry = table?.partitions.find(
+      (other) => other.number === partition.number && other.start === partition.start,
+    )
+    if (table === undefined || entry === undefined) return partition
+    const { type, typeName, label, uuid } = entry
+    return {
+      ...partition,
+      table: table.kind,
+      type,
+      ...(typeName !== undefined && { typeName }),
+      ...(label !== undefined && { label }),
+      ...(uuid !== undefined && { uuid }),
+      bootable: entry.bootable ?? false,
+    }
+  })
+}
+
+/** A table that is refused here says nothing of partitions that the kernel has all the same. */
+async function readTableFor(handle: Handle, known: KnownPartition[]): Promise<PartitionTable | undefined> {
+  try {
+    return await readTable(handle)
+  } catch (error) {
+    if (known.length > 0 && LoopError.is(error, 'bad-partition-table')) return undefined
+    throw error
+  }
+}
+
+/** @throws `bad-partition-table`, `io` */
+async function readTable({ descriptor, path }: Handle): Promise<PartitionTable | undefined> {
+  const size = newU64()
+  const answer = binding().blkGetSize64Sync(descriptor, size)
+  if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
+  const read = async (position: number, length: number): Promise<Uint8Array> => {
+    const bytes = new Uint8Array(length)
+    const count = await readAt(descriptor, bytes, length, position)
+    if (count < 0) throw explain({ call: 'read', errno: count, path })
+    return bytes.subarray(0, count)
+  }
+  const table = await readPartitionTable(read, Number(decodeU64(size)), binding().blkSszGetSync(descriptor), path)
+  if (table?.usedBackup) warn(path, table.warnings)
+  return table
+}
+
+const warned = new Set<string>()
+
+/** Once for each: nobody else says that the table at the beginning is damaged. */
+function warn(path: string, warnings: string[]): void {
+  const text = `${path}: ${warnings.join('; ')}`
+  if (warned.has(text)) return
+  warned.add(text)
+  process.emitWarning(`the backup of the GPT is used: ${text}`, { type: 'LoopctlWarning', code: 'LOOPCTL_BACKUP_GPT' })
+}
+
+/** Looks for partitions again, and resolves to them when each has a node and their set is stable. */
+export async function rescanPartitions(handle: Handle, options?: RescanOptions): Promise<Partition[]> {
+  const given = checkOptions(options, ['mode', 'timeout', 'signal'])
+  const { mode } = given
+  if (mode !== undefined && mode !== 'kernel' && mode !== 'user') {
+    throw wrongValue('mode', "must be 'kernel' or 'user'")
+  }
+  const deadline = checkDeadline(given, 5_000)
+  return handle.run(async () => {
+    deadline.throwIfAborted()
+    const { info } = await handle.readInfo()
+    const byKernel = (info.flags & LO_FLAGS_PARTSCAN) !== 0
+    if ((mode ?? (byKernel ? 'kernel' : 'user')) === 'kernel') await scanInKernel(handle, deadline)
+    else await scanAgain(handle)
+    await settlePartitions(handle.number, true, deadline)
+    return describePartitions(handle)
+  })
+}
+
+/** BLKRRPART; a udev probe that has the device, or a partition, is waited for. */
+async function scanInKernel(handle: Handle, deadline: Deadline): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    const answer = await binding().blkRrPart(handle.descriptor)
+    if (answer >= 0) return
+    if (answer === -EBUSY && (await deadline.pause(backoff(attempt)))) continue
+    const { info: status } = await handle.readInfo()
+    const holders = answer === -EBUSY ? await findHolders(handle.number, [handle.descriptor]) : undefined
+    throw handle.explain('BLKRRPART', answer, { status, holders })
+  }
+}
+
+/** What another program wrote into the backing file is not in the cache of the device: BLKRRPART empties it too. */
+async function scanAgain(handle: Handle): Promise<void> {
+  const answer = await binding().blkFlsBuf(handle.descriptor)
+  if (answer < 0) throw handle.explain('BLKFLSBUF', answer)
+  await scanHere(handle, await readTable(handle))
+}
+
+/** Makes the kernel's partitions those of the table. What is in both stays untouched, and may be in use. */
+async function scanHere(handle: Handle, table: PartitionTable | undefined): Promise<void> {
+  const { number, descriptor } = handle
+  const wanted = toRanges(table, binding().blkSszGetSync(descriptor))
+  const known = sysfs.readPartitions(number)
+  const stale = known.filter((partition) => !wanted.some((range) => isSame(range, partition)))
+  const missing = wanted.filter((range) => !known.some((partition) => isSame(range, partition)))
+  await removePartitions(handle, descriptor, stale)
+  removeNodesOfGone(number, stale)
+  try {
+    await addPartitions(handle, missing)
+  } catch (error) {
+    await restorePartitions(number, descriptor, stale)
+    throw error
+  }
+}
+
+type Range = Pick<KnownPartition, 'number' | 'start' | 'size'>
+
+function isSame(a: Range, b: Range): boolean {
+  return a.number === b.number && a.start === b.start && a.size === b.size
+}
+
+/** Of the container of logical partitions the kernel shows no more than a boot loader needs: they lie in it. */
+function toRanges(table: PartitionTable | undefined, blockSize: number): Range[] {
+  return (table?.partitions ?? []).map(({ number, start, size, extended }: TableEntry) => {
+    return { number, start, size: extended ? Math.min(size, Math.max(1024, blockSize)) : size }
+  })
+}
+
+/** Adds all of them, or none. */
+async function addPartitions(handle: Handle, ranges: readonly Range[]): Promise<void> {
+  const added: Range[] = []
+  for (const range of ranges) {
+    const [start, length] = [BigInt(range.start), BigInt(range.size)]
+    const answer = await binding().blkPgAddPartition(handle.descriptor, range.number, start, length)
+    if (answer < 0) {
+      for (const { number } of added) await binding().blkPgDelPartition(handle.descriptor, number)
+      const partition = { number: range.number, start, length }
+      throw explain(handle.failure('BLKPG', answer, { asked: { partition } }), 'BLKPG add')
+    }
+    added.push(range)
+  }
+}
+
+/**
+ * Reads the partition table and adds its partitions with BLKPG: for kernels without a parser of the table, or without
+ * partition scan. The PARTSCAN flag is not needed, and would drop them at the next rescan.
+ *
+ * @throws `bad-partition-table`, `permission`
+ */
+export async function addFromTable(handle: Handle): Promise<void> {
+  await scanHere(handle, await readTable(handle))
+}
+
+/**
+ * Removes partitions by an open descriptor of the device; their nodes stay. They outlive a detach on kernels up to 7.1
+ * (K3).
+ *
+ * @throws `in-use`, `permission`; nothing is removed then
+ */
+export async function removePartitions(
+  handle: Handle,
+  fd: number,
+  partitions: readonly KnownPartition[],
+): Promise<void> {
+  const removed: KnownPartition[] = []
+  for (const partition of partitions) {
+    const answer = await binding().blkPgDelPartition(fd, partition.number)
+    if (answer >= 0 || answer === -ENXIO) {
+      removed.push(partition)
+      continue
+    }
+    await restorePartitions(handle.number, fd, removed)
+    const asked = { partition: { number: partition.number } }
+    const holders = answer === -EBUSY ? await findHolders(handle.number, [fd, handle.descriptor]) : undefined
+    const own = holders?.filter(({ device }) => device === partition.path)
+    throw explain(handle.failure('BLKPG', answer, { asked, holders: own }), 'BLKPG delete')
+  }
+}
+
+/** For a detach that does not ask who uses the device: partitions that are in use stay. */
+export async function removeUnused(fd: number, partitions: readonly KnownPartition[]): Promise<void> {
+  for (const partition of partitions) await binding().blkPgDelPartition(fd, partition.number)
+}
+
+/** {@link removeUnused}, at once. */
+export function removeUnusedSync(fd: number, partitions: readonly KnownPartition[]): void {
+  for (const partition of partitions) binding().blkPgDelPartitionSync(fd, partition.number)
+}
+
+/** Adds those again that are not there any more. They get other minors, and so other nodes. */
+export async function restorePartitions(
+  number: number,
+  fd: number,
+  partitions: readonly KnownPartition[],
+): Promise<void> {
+  const known = sysfs.readPartitions(number)
+  const lost = partitions.filter((partition) => !known.some((other) => other.number === partition.number))
+  if (lost.length === 0) return
+  for (const { number: index, start, size } of lost) {
+    await binding().blkPgAddPartition(fd, index, BigInt(start), BigInt(size))
+  }
+  await settlePartitions(number, true, new Deadline(1_000))
+}
+
+/** Those of partitions that are not there any more, in a /dev that the kernel does not look after. */
+export function removeNodesOfGone(number: number, partitions: readonly KnownPartition[]): void {
+  if (partitions.length === 0 || isDevKernels()) return
+  const known = sysfs.readPartitions(number)
+  for (const { path, device } of partitions) {
+    if (!known.some((partition) => partition.device === device)) removeNode(path, device)
+  }
+}
+
+/** How long the set has to stay the same where udev is there: its own look makes the kernel scan again (K4). */
+const QUIET_MS = 50
+
+/**
+ * Waits until each partition that the kernel knows has its node, and their set is stable (K4, kernels 5.15 to 7.0).
+ * Where the kernel does not look after /dev, makes the nodes.
+ *
+ * @throws `node-missing`, `not-a-loop-device` where there is something else at the path of a node
+ */
+export async function settlePartitions(number: number, createNode: boolean, deadline: Deadline): Promise<void> {
+  const quiet = existsSync('/run/udev/control') ? QUIET_MS : 0
+  let last: string | undefined
+  let since = 0
+  for (let attempt = 1; ; attempt++) {
+    const known = sysfs.readPartitions(number)
+    const [now, seen] = [performance.now(), JSON.stringify(known)]
+    if (seen !== last) [last, since] = [seen, now]
+    const lacking: KnownPartition[] = []
+    for (const partition of known) if (!(await hasNode(partition, createNode))) lacking.push(partition)
+    const [first] = lacking
+    if (first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen) {
+      if (known.length === 0 || now - since >= quiet) return
+    }
+    if (await deadline.pause(backoff(attempt))) continue
+    if (first === undefined) return
+    throw explain({ call: 'open', errno: -ENOENT, path: first.path, number, node: first.device }, 'open device')
+  }
+}
+
+/** Whether the partition has its node, made here where need be. */
+async function hasNode({ path, device }: KnownPartition, createNode: boolean): Promise<boolean> {
+  const state = checkNode(path, device)
+  if (state === 0) return true
+  if (!createNode || isDevKernels()) return false
+  // Minors of partitions are given out anew each time: this one is of a partition that was there before.
+  if (state === -ENOTTY && isStaleNode(path)) unlinkSync(path)
+  const made = await makeNode(path, device)
+  if (made >= 0 || (made === -EEXIST && checkNode(path, device) === 0)) return true
+  if (made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, node: device }, 'make node')
+  throw explain({ call: 'open', errno: -ENOTTY, path, node: device }, 'open device')
+}
