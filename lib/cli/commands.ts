@@ -86,6 +86,10 @@ export function makeProgram(): Command {
     .option('--partscan', 'let the kernel look for partitions')
     .option('--reference <tag>', 'a tag of at most 63 bytes')
     .action(setAction)
+  command(program, 'partitions', 'the partitions of an attached device')
+    .argument('<device>', DEVICE, parseDevice)
+    .option('--rescan', 'look for them again first')
+    .action(partitionsAction)
   command(program, 'add', 'make a device, and print it')
     .argument('[device]', `${DEVICE}; without it the next unused one`, parseDevice)
     .action(addAction)
@@ -106,13 +110,19 @@ function withAttachOptions(target: Command): Command {
     .option('-r, --read-only', 'attach read-only')
     .option('-o, --offset <bytes>', 'where in the file the device begins', parseSize)
     .option('-s, --size-limit <bytes>', 'how much of the file it shows at most', parseSize)
-    .option('-b, --block-size <bytes>', 'logical block size', parseSize)
+    .option('-b, --block-size <bytes>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
     .addOption(
       new Option('--direct-io [=prefer]', 'bypass the page cache for the file; prefer: where it can be').argParser(
         parseDirectIO,
       ),
     )
-    .option('-P, --partscan', 'let the kernel look for partitions')
+    .addOption(
+      new Option(
+        '-P, --partscan [=user]',
+        'look for partitions; user: where the kernel cannot read the table',
+      ).argParser(parsePartscan),
+    )
+    .option('--no-create-node', 'do not make a node that is missing in /dev')
     .option('-n, --number <n>', 'this device, made if there is none', parseDevice)
     .addOption(
       new Option('--overlap <mode>', 'what about other attachments of the same bytes').choices([
@@ -131,10 +141,23 @@ function parseDirectIO(text: string): true | 'prefer' {
   throw new InvalidArgumentError('With a value it is --direct-io=prefer.')
 }
 
-type AttachFlags = Json & { directIo?: true | 'prefer' } & Omit<AttachOptions, 'directIO'>
+function parsePartscan(text: string): true | 'user' {
+  if (text === 'true') return true
+  if (text === 'user') return text
+  throw new InvalidArgumentError('With a value it is --partscan=user.')
+}
 
-function attachOptions({ json, directIo: directIO, ...options }: AttachFlags): AttachOptions {
-  return { ...options, directIO }
+function parseBlockSize(text: string): number | 'auto' {
+  return text === 'auto' ? text : parseSize(text)
+}
+
+type AttachFlags = Json & { directIo?: true | 'prefer'; createNode: boolean } & Omit<
+    AttachOptions,
+    'directIO' | 'createNode'
+  >
+
+function attachOptions({ json, directIo: directIO, createNode, ...options }: AttachFlags): AttachOptions {
+  return { ...options, directIO, createNode: createNode ? 'auto' : false }
 }
 
 /** Released only when the path has been written: nobody must be left with a device whose name was never told. */
@@ -308,6 +331,19 @@ async function setAction(number: number, flags: SetFlags, self: Command): Promis
     if (blockSize !== undefined) await device.setBlockSize(blockSize)
     if (directIo !== undefined) await device.setDirectIO(directIo)
     if (json) await printJson(await device.status())
+  })
+}
+
+async function partitionsAction(number: number, { json, rescan }: Json & { rescan?: true }): Promise<void> {
+  await interruptible(async (signal) => {
+    const device = await open(number, { signal })
+    const partitions = await closing(device, () => (rescan ? device.rescanPartitions({ signal }) : device.partitions()))
+    if (json) return printJson(partitions)
+    if (partitions.length === 0) return
+    const rows = partitions.map(({ path, start, size, type, typeName, label, bootable }) => {
+      return [path, start, size, typeName ?? type ?? '-', printable(label ?? '-'), bootable ? 'bootable' : '-']
+    })
+    await print(table(['DEVICE', 'START', 'SIZE', 'TYPE', 'LABEL', 'FLAGS'], rows))
   })
 }
 

@@ -21,7 +21,7 @@ export class Exit extends Error {
 class Interrupted extends Error {}
 
 /** Options whose value is optional, and is one only after `=`: commander would take the next word for it. */
-const OPTIONAL_VALUES = new Set(['--direct-io'])
+const OPTIONAL_VALUES = new Set(['--direct-io', '--partscan'])
 
 /** What is for this command: the words up to `--`. */
 export function ownWords(words: string[]): string[] {
@@ -29,12 +29,20 @@ export function ownWords(words: string[]): string[] {
   return end < 0 ? words : words.slice(0, end)
 }
 
-/** `--direct-io FILE` becomes `--direct-io=true FILE`; nothing after `--` is touched. */
+/** `--direct-io FILE` becomes `--direct-io=true FILE`, and so does `-P`, alone or as in `-rP`; nothing after `--` does. */
 export function splitOptionalValues(words: string[]): string[] {
   // `set --direct-io on` has a value always
   if (words[0] === 'set') return words
   const own = ownWords(words)
-  return [...own.map((word) => (OPTIONAL_VALUES.has(word) ? `${word}=true` : word)), ...words.slice(own.length)]
+  return [...own.flatMap(splitOptionalValue), ...words.slice(own.length)]
+}
+
+function splitOptionalValue(word: string): string[] {
+  if (OPTIONAL_VALUES.has(word)) return [`${word}=true`]
+  const short = /^-(r*)P(r*)(?:=(.*))?$/.exec(word)
+  if (!short) return [word]
+  const [, before, after, value = 'true'] = short
+  return [...(before || after ? ['-r'] : []), `--partscan=${value}`]
 }
 
 // A reader that went away is told to whoever writes; it must not end the process before that has undone its work.
