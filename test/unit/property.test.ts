@@ -406,13 +406,17 @@ function object(members: Members, required: string[] = [], optional = true): Kin
   }
 }
 
+/** `'auto'` too. */
+const attachBlockSize: Kind = { ...blockSize, right: fc.oneof(blockSize.right, fc.constant('auto')) }
+
 const attachMembers: Members = {
   readOnly: boolean,
   offset: bytes,
   sizeLimit: bytes,
-  blockSize,
+  blockSize: attachBlockSize,
   directIO: oneOf(true, false, 'prefer'),
-  partscan: boolean,
+  partscan: oneOf(true, false, 'user'),
+  createNode: oneOf('auto', false),
   autoclear: boolean,
   number: deviceNumber,
   overlap: oneOf('refuse', 'allow', 'reuse'),
@@ -522,6 +526,7 @@ const methods: Record<string, Kind[]> = {
   migrate: [destination, object({ ...changeMembers, sparse: boolean, overwrite: boolean })],
   setDirectIO: [boolean],
   setBlockSize: [blockSize],
+  rescanPartitions: [object({ mode: oneOf('kernel', 'user'), timeout, signal })],
   detach: [object({ lazy: boolean, timeout, signal })],
 }
 
