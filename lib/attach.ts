@@ -32,7 +32,7 @@ import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
 import { probeGptBlockSize } from './partition-table.ts'
 import { addFromTable, removeNodesOfGone, removeUnused, settlePartitions } from './partitions.ts'
-import { diagnose, explain, type Failure, type Role } from './reasons.ts'
+import { diagnose, explain, explainAsking, type Failure, type Role } from './reasons.ts'
 
 const { EEXIST, ENOENT } = constants.errno
 
@@ -473,7 +473,7 @@ class Attachment {
 
   /** A failure that will stay is thrown; one that may pass is returned. */
   async #classify(failure: Failure, role?: Role): Promise<Refused> {
-    const error = await diagnose(failure, role)
+    const error = await explainAsking(failure, role)
     const passes =
       MAY_PASS.has(error.reason) || (error.reason === 'already-attached' && this.#wanted.number === undefined)
     if (!passes) throw error

@@ -86,8 +86,11 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   }
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
-  await restorePartitions(handle.number, exclusive, partitions.added)
-  await takeBack(handle, exclusive, autoclear)
+  try {
+    await restorePartitions(handle.number, exclusive, partitions.added)
+  } finally {
+    await takeBack(handle, exclusive, autoclear)
+  }
   if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
 }

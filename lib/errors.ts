@@ -7,7 +7,7 @@ import type { Holder } from './holders.ts'
 
 /**
  * Why it failed. This is the contract: messages may improve, reasons stay. One kernel errno can have many reasons
- * (EINVAL from LOOP_CHANGE_FD has six), and one reason can come with several codes.
+ * (EINVAL from LOOP_CHANGE_FD can mean six things), and one reason can come with several codes.
  */
 export type LoopErrorReason =
   | 'permission'

@@ -21,7 +21,15 @@ import {
   readPrivileges,
 } from './kernel/process.ts'
 import * as sysfs from './kernel/sysfs.ts'
-import { decodeInfo, decodeStat, type LoopInfo64, newInfo, newStat, type Stat } from './kernel/uapi.ts'
+import {
+  decodeInfo,
+  decodeStat,
+  LO_FLAGS_PARTSCAN,
+  type LoopInfo64,
+  newInfo,
+  newStat,
+  type Stat,
+} from './kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
 const LOOP_MAJOR = 7
@@ -124,6 +132,12 @@ export function describeAlignment({ fd, number }: Failure): string {
   return `logical block size ${blockSize > 0 ? blockSize : 'unknown'}, offset ${offset ?? 'unknown'}`
 }
 
+/** Whether the kernel looks for partitions. */
+export function isScanned({ status, number }: Failure): boolean {
+  if (status) return (status.flags & LO_FLAGS_PARTSCAN) !== 0
+  return number !== undefined && sysfs.isScannedSync(number)
+}
+
 /** Whether writes are refused, by LO_FLAGS_READ_ONLY or by BLKROSET. */
 export function isReadOnly({ fd }: Failure): boolean {
   return fd === undefined || binding().blkRoGetSync(fd) !== 0
@@ -204,6 +218,7 @@ export function filesystemOf({ backingFd }: Opened): string | undefined {
 
 /** The loop device in the chain under the backing file that is backed by nothing. */
 export function freeLoopUnder({ backingFd }: Opened): string | undefined {
+  if (!sysfs.isMounted()) return undefined
   let device = statOf(backingFd)?.rdevice
   const seen = new Set<string>()
   while (device !== undefined && !seen.has(device)) {
@@ -216,6 +231,10 @@ export function freeLoopUnder({ backingFd }: Opened): string | undefined {
     device = below === undefined ? undefined : sysfs.readDeviceNumbers(Number(below))
   }
   return undefined
+}
+
+export function isLoopDevice({ backingFd }: Opened): boolean {
+  return statOf(backingFd)?.rdevice.startsWith(`${LOOP_MAJOR}:`) ?? false
 }
 
 /** Bytes that the device shows, and would show over the new file. */

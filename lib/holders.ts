@@ -29,22 +29,38 @@ type Devices = ReadonlyMap<string, string>
  * @param ownDescriptors descriptors of this process that are not to be counted
  */
 export async function findHolders(number: number, ownDescriptors: readonly number[] = []): Promise<Holder[]> {
-  const devices = await devicesOf(number)
-  return [
-    ...(await mounts(devices)),
-    ...(await swaps(devices)),
-    ...(await stackedBlockDevices(number, devices)),
-    ...(await stackedLoops(number, devices)),
-    ...(await processes(devices, ownDescriptors)),
-  ]
+  const found: Holder[] = []
+  await collect(found, number, ownDescriptors, () => false)
+  return found
 }
 
-/** {@link findHolders} for the message of an error: undefined where it takes long, on a machine with many processes. */
-export function findHoldersSoon(number: number, ownDescriptors?: readonly number[]): Promise<Holder[] | undefined> {
-  return Promise.race([findHolders(number, ownDescriptors), setTimeout(SOON, undefined, { ref: false })])
+async function collect(
+  found: Holder[],
+  number: number,
+  ownDescriptors: readonly number[],
+  isLate: () => boolean,
+): Promise<void> {
+  const devices = await devicesOf(number)
+  found.push(...(await mounts(devices)))
+  found.push(...(await swaps(devices)))
+  found.push(...(await stackedBlockDevices(number, devices)))
+  found.push(...(await stackedLoops(number, devices)))
+  for await (const holder of processes(devices, ownDescriptors)) {
+    found.push(holder)
+    if (isLate()) return
+  }
 }
 
 const SOON = 50
+
+/** {@link findHolders} for the message of an error: those that are found within 50 ms. */
+export async function findHoldersSoon(number: number, ownDescriptors: readonly number[] = []): Promise<Holder[]> {
+  const found: Holder[] = []
+  let late = false
+  await Promise.race([collect(found, number, ownDescriptors, () => late), setTimeout(SOON, undefined, { ref: false })])
+  late = true
+  return [...found]
+}
 
 /** One line for a message: `mounted at /mnt (ext4), open in process 17 (cat)`. */
 export function describeHolders(holders: readonly Holder[]): string {
@@ -151,17 +167,15 @@ async function stackedLoops(number: number, devices: Devices): Promise<Holder[]>
   return holders
 }
 
-async function processes(devices: Devices, ownDescriptors: readonly number[]): Promise<Holder[]> {
+async function* processes(devices: Devices, ownDescriptors: readonly number[]): AsyncGenerator<Holder> {
   const entries = await readDirectory('/proc')
-  if (typeof entries === 'number') return []
-  const holders: Holder[] = []
+  if (typeof entries === 'number') return
   let lastPause = performance.now()
-  for (const entry of entries) {
-    if (!/^\d+$/.test(entry)) continue
-    const pid = Number(entry)
-    const seen = new Set<string>()
+  // This process first: mostly it is one's own other handle.
+  for (const pid of new Set([process.pid, ...entries.filter((entry) => /^\d+$/.test(entry)).map(Number)])) {
     const descriptors = readDirectorySync(`/proc/${pid}/fd`)
     if (typeof descriptors === 'number') continue
+    const seen = new Set<string>()
     for (const fd of descriptors) {
       if (pid === process.pid && ownDescriptors.includes(Number(fd))) continue
       const device = deviceOfDescriptor(`/proc/${pid}/fd/${fd}`, devices)
@@ -169,12 +183,7 @@ async function processes(devices: Devices, ownDescriptors: readonly number[]): P
     }
     for (const device of seen) {
       const command = await readFile(`/proc/${pid}/comm`)
-      holders.push({
-        device,
-        kind: 'process',
-        pid,
-        command: typeof command === 'number' ? '?' : command.toString().trimEnd(),
-      })
+      yield { device, kind: 'process', pid, command: typeof command === 'number' ? '?' : command.toString().trimEnd() }
     }
     // procfs is read without the thread pool; a machine with many processes must not stall the event loop
     if (performance.now() - lastPause > 5) {
@@ -182,7 +191,6 @@ async function processes(devices: Devices, ownDescriptors: readonly number[]): P
       lastPause = performance.now()
     }
   }
-  return holders
 }
 
 /** The text of the link is looked at first: a stat() of a file on a dead server would hang. */

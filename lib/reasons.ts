@@ -30,8 +30,10 @@ import {
   isDriverLoaded,
   isGoing,
   isImpossibleBlockSize,
+  isLoopDevice,
   isNeitherFileNorBlockDevice,
   isReadOnly,
+  isScanned,
   isSysfsMounted,
   isThere,
   nodeNumbersOf,
@@ -43,9 +45,9 @@ import {
   sizeDifference,
   type Text,
 } from './evidence.ts'
-import { adviseHolders, describeHolders } from './holders.ts'
+import { adviseHolders, describeHolders, findHoldersSoon } from './holders.ts'
 import { hasLoopConfigure } from './kernel/features.ts'
-import { LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, LOOP_NUMBER_MAX } from './kernel/uapi.ts'
+import { LO_FLAGS_READ_ONLY, LOOP_NUMBER_MAX } from './kernel/uapi.ts'
 
 export type { Failure } from './evidence.ts'
 
@@ -64,7 +66,7 @@ const LOAD_DRIVER = 'load the module (modprobe loop); in a container, pass the n
 const inUserNamespaceCause: Cause = {
   reason: 'permission',
   when: inUserNamespace,
-  detail: 'root of a user namespace has no rights on the devices of the machine',
+  detail: 'a user namespace has no rights on the devices of the machine',
   hint: LEAVE_USER_NAMESPACE,
 }
 
@@ -89,7 +91,11 @@ const openRefused: Cause[] = [
     detail: 'a security module (AppArmor, SELinux) denies it',
     hint: 'let its profile allow the node, in docker with --security-opt apparmor=PROFILE',
   },
-  { reason: 'permission', detail: () => `the node's mode denies it: ${describePrivileges()}`, hint: RUN_AS_ROOT },
+  {
+    reason: 'permission',
+    detail: () => `the node's mode denies it: ${describePrivileges()}`,
+    hint: 'run as root, or as a member of the group that the node belongs to',
+  },
 ]
 
 const notAdministrator: Cause = {
@@ -155,6 +161,13 @@ const unusableBacking: Cause[] = [
   },
 ]
 
+/** In sysfs it looks attached until it is gone. */
+const restsOnLoop: Cause = {
+  reason: 'backing-loop-not-attached',
+  when: isLoopDevice,
+  detail: 'the backing file rests on a loop device that is just being detached',
+}
+
 /** What is left of EINVAL when everything else was ruled out: kernels 6.15 and later want read_iter and write_iter. */
 const oddFilesystem: Cause = {
   reason: 'not-a-file-or-block-device',
@@ -200,7 +213,7 @@ const setStatus: Record<string, Cause[]> = {
   EPERM: notAllowed,
   ENXIO: notAttached,
   EAGAIN: [dirtyCache],
-  EINVAL: [encryption],
+  EINVAL: [otherLayout],
   EOVERFLOW: [beyondLongLong],
   EFBIG: [beyondSectors],
 }
@@ -234,6 +247,7 @@ const configure: Record<string, Cause[]> = {
     },
     { ...impossibleBlockSize, when: isImpossibleBlockSize },
     { ...encryption, when: ({ asked }) => asked?.encryption === true },
+    restsOnLoop,
     oddFilesystem,
   ],
   EOVERFLOW: [beyondLongLong],
@@ -330,6 +344,7 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
         detail: 'the backing file of a writable device cannot be changed',
         hint: 'attach with readOnly: true',
       },
+      { ...oddFilesystem, when: (failure) => PSEUDO_FILESYSTEMS.has(filesystemOf(failure) ?? '') },
       ...unusableBacking,
       {
         reason: 'size-mismatch',
@@ -343,12 +358,14 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
         },
         hint: 'make it as long as the present one, or attach with a size limit that both have',
       },
-      { ...oddFilesystem, when: (failure) => PSEUDO_FILESYSTEMS.has(filesystemOf(failure) ?? '') },
+      restsOnLoop,
       {
         reason: 'size-mismatch',
+        when: (failure) => compareSizes(failure) !== undefined,
         detail: 'the present backing file has another size than when it was attached',
         hint: 'refreshCapacity() first, and take a file of that size',
       },
+      { reason: 'size-mismatch', detail: 'the new backing file has another size than the present one' },
     ],
   },
   'LOOP_CLR_FD': { ENXIO: notAttached },
@@ -356,18 +373,6 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     ENXIO: notAttached,
     EINVAL: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
     EOVERFLOW: [{ reason: 'unsupported-kernel', detail: 'the kernel answers in a form that is too small' }],
-    ...Object.fromEntries(
-      ['ESTALE', 'ENOTCONN', 'ETIMEDOUT', 'EHOSTDOWN', 'EREMOTEIO', 'EIO'].map((code) => [
-        code,
-        [
-          {
-            reason: 'io' as const,
-            detail: (failure: Failure) => `the filesystem of ${backingFileOf(failure)} does not answer`,
-            hint: 'see whether its server or its disk is still there',
-          },
-        ],
-      ]),
-    ),
   },
   'LOOP_SET_STATUS64': setStatus,
   'LOOP_SET_CAPACITY': { EPERM: notAllowed, ENXIO: notAttached, EFBIG: [beyondSectors] },
@@ -393,9 +398,10 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
   'BLKFLSBUF': needsAdministrator,
   'BLKRRPART': {
     EINVAL: [
+      { reason: 'not-attached', when: (failure) => !isAttached(failure), detail: 'the device has no backing file' },
       {
         reason: 'bad-partition-table',
-        when: ({ status }) => status !== undefined && status !== null && (status.flags & LO_FLAGS_PARTSCAN) !== 0,
+        when: isScanned,
         detail: 'the kernel cannot read the partition table',
       },
       {
@@ -530,6 +536,13 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
     EACCES: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
     EPERM: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
     EISDIR: [{ reason: 'not-a-file-or-block-device' }],
+    EBUSY: [
+      {
+        reason: 'in-use',
+        detail: 'the block device is mounted or held otherwise',
+        hint: 'unmount it first, or attach with readOnly: true',
+      },
+    ],
     ENXIO: [{ reason: 'not-a-file-or-block-device', detail: 'the node has no device behind it' }],
   },
   'create destination': {
@@ -563,10 +576,16 @@ const CAUSES: Record<string, Record<string, Cause[]>> = {
 const PSEUDO_FILESYSTEMS = new Set(['proc', 'debugfs', 'tracefs'])
 
 const ANY_CALL: Record<string, Cause[]> = {
-  EPERM: [inUserNamespaceCause, sandbox],
-  EACCES: [inUserNamespaceCause, sandbox],
+  EPERM: [sandbox],
+  EACCES: [sandbox],
   EBADF: [{ reason: 'closed', detail: 'the descriptor is not open' }],
-  ENOTTY: [{ reason: 'not-a-loop-device', detail: 'the descriptor is not that of a whole loop device' }],
+  ENOTTY: [
+    {
+      reason: 'not-a-loop-device',
+      detail: ({ call }) =>
+        `the descriptor is not that of ${call.startsWith('LOOP_CTL') ? '/dev/loop-control' : 'a whole loop device'}`,
+    },
+  ],
   EMFILE: [{ reason: 'resources', hint: 'raise the limit of open files (ulimit -n)' }],
   ENFILE: [{ reason: 'resources', hint: "raise the machine's limit of open files (sysctl fs.file-max)" }],
   ENOMEM: [{ reason: 'resources', hint: 'free memory, or raise the limit of this process or its container' }],
@@ -575,6 +594,12 @@ const ANY_CALL: Record<string, Cause[]> = {
   EAGAIN: [{ reason: 'contention' }],
   ENOSPC: [{ reason: 'no-space' }],
   EIO: [{ reason: 'io', hint: 'see what the kernel log says of the disk' }],
+  ...Object.fromEntries(
+    ['ESTALE', 'ENOTCONN', 'ETIMEDOUT', 'EHOSTDOWN', 'EREMOTEIO'].map((code) => [
+      code,
+      [{ reason: 'io' as const, hint: 'see whether the server of the filesystem is still there' }],
+    ]),
+  ),
 }
 
 /** Which rows a call belongs to: the same errno means another thing for the device than for the image. */
@@ -615,9 +640,18 @@ export function explain(failure: Failure, role?: Role): LoopError {
 const ASKED_FOR = new Set(['EBUSY', 'EINVAL'])
 
 /** {@link explain}, after asking the device what it is, within 50 ms. */
-export async function diagnose(failure: Failure, role?: Role): Promise<LoopError> {
+export async function explainAsking(failure: Failure, role?: Role): Promise<LoopError> {
   const isAsked = ASKED_FOR.has(errnoName(failure.errno))
   return explain(isAsked ? { ...failure, status: await askStatus(failure) } : failure, role)
+}
+
+/** {@link explainAsking}, and where somebody uses the device, who. */
+export async function diagnose(failure: Failure, role?: Role): Promise<LoopError> {
+  const error = await explainAsking(failure, role)
+  const { number, fd, holders } = failure
+  if (error.reason !== 'in-use' || number === undefined || holders) return error
+  const found = await findHoldersSoon(number, fd === undefined ? [] : [fd])
+  return found.length > 0 ? explainAsking({ ...failure, holders: found }, role) : error
 }
 
 function said(text: Text | undefined, failure: Failure): string | undefined {

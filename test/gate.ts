@@ -2,7 +2,7 @@
 
 import { closeSync, existsSync, openSync, readdirSync } from 'node:fs'
 import type { TestProject } from 'vitest/node'
-import { LoopControl } from '../lib/index.ts'
+import { LoopControl, LoopError } from '../lib/index.ts'
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -32,7 +32,16 @@ function loopDevices(): number[] {
 /** The free devices that were made because many were wanted at once: a machine keeps them for ever. */
 async function removeAll(numbers: number[]): Promise<void> {
   await using control = await LoopControl.open()
-  await Promise.all(numbers.map((number) => control.remove(number)))
+  await Promise.all(
+    numbers.map(async (number) => {
+      try {
+        await control.remove(number)
+      } catch (error) {
+        // Another program's, which has removed it.
+        if (!LoopError.is(error, 'no-such-device')) throw error
+      }
+    }),
+  )
 }
 
 function whyNot(): string {

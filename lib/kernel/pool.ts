@@ -29,19 +29,40 @@ export async function onPool<T>(start: () => Promise<T>): Promise<T> {
   }
 }
 
+/** Calls that were given up and have not come back: each holds a thread. */
+let stuck = 0
+
 /**
- * {@link onPool} for what nobody waits for longer than `ms`: undefined then. What has not begun by that time never
- * does, so that it cannot act on what the caller has closed meanwhile.
+ * {@link onPool} for what may never come back: undefined after `ms`. What has not begun by then never does, so that it
+ * cannot act on what the caller has closed meanwhile; what has gives its slot back. While one is stuck no other is tried.
  */
-export function onPoolWithin<T>(ms: number, start: () => Promise<T>): Promise<T | undefined> {
-  let late = false
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      late = true
+export async function onPoolWithin<T>(ms: number, start: () => Promise<T>): Promise<T | undefined> {
+  if (stuck > 0) return undefined
+  let state: 'waiting' | 'running' | 'done' | 'late' = 'waiting'
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => {
+      if (state === 'running') stuck++
+      state = 'late'
       resolve(undefined)
     }, ms)
-    onPool<T | undefined>(async () => (late ? undefined : start()))
-      .then(resolve, reject)
-      .finally(() => clearTimeout(timer))
   })
+  const run = async (): Promise<T> => {
+    try {
+      return await start()
+    } finally {
+      if (state === 'late') stuck--
+      state = 'done'
+    }
+  }
+  const answer = onPool<T | undefined>(() => {
+    if (state === 'late') return late
+    state = 'running'
+    return Promise.race([run(), late])
+  })
+  try {
+    return await Promise.race([answer, late])
+  } finally {
+    clearTimeout(timer)
+  }
 }

@@ -160,6 +160,11 @@ export function readSizeLimitSync(number: number): bigint | undefined {
   return bytes === undefined ? undefined : BigInt(bytes)
 }
 
+/** LO_FLAGS_PARTSCAN. */
+export function isScannedSync(number: number): boolean {
+  return optionalText(`${deviceDirectory(number)}/loop/partscan`) === '1'
+}
+
 export function partitionExists(number: number, partition: number): boolean {
   return existsSync(`${deviceDirectory(number)}/loop${number}p${partition}`)
 }

@@ -1,10 +1,10 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, truncateSync } from 'node:fs'
 import { createInterface } from 'node:readline/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { describe, expect } from 'vitest'
+import { describe, expect, onTestFinished } from 'vitest'
 import { attach, LoopControl, type LoopDevice, type LoopError } from '../../lib/index.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { encodeConfig } from '../../lib/kernel/uapi.ts'
@@ -119,11 +119,10 @@ describe('EINVAL from LOOP_CHANGE_FD', () => {
 
   test('a file that the driver cannot read: no read_iter', async ({ image }) => {
     await using device = await attach(image('image'), { readOnly: true, sizeLimit: 512 })
-    // Empty, so that its size is refused first: of the same size none can be had, nothing attaches an empty file.
     await using empty = await attach(image('empty', 0), { readOnly: true })
     expect(sysfs(empty.number, 'size')).toBe('0')
     await changing(empty, ODD_FILE, 'not-a-file-or-block-device', /of that filesystem \(proc\)/)
-    await changing(device, ODD_FILE, 'size-mismatch', /512 bytes smaller \(0, must be 512\)/)
+    await changing(device, ODD_FILE, 'not-a-file-or-block-device', /of that filesystem \(proc\)/)
   })
 
   test('a loop device that is backed by nothing', async ({ image }) => {
@@ -251,7 +250,7 @@ describe('EBUSY', () => {
         try {
           await bothFail(
             'in-use',
-            /somebody else holds the device/,
+            /(?:somebody else holds the device|has .* open)/,
             () => ioctl.loopConfigure(fd, { fd: backingFd }),
             () => ioctl.loopConfigureSync(fd, { fd: backingFd }),
             'EBUSY',
@@ -266,8 +265,9 @@ describe('EBUSY', () => {
   test('from LOOP_CTL_REMOVE: who has it open', async () => {
     await withFreeDevice(async (_, number) => {
       await using control = await LoopControl.open()
-      const error = await failure('in-use', () => control.remove(number, { timeout: 1 }))
-      expect(error.holders).toMatchObject([{ kind: 'process', pid: process.pid, device: `/dev/loop${number}` }])
+      const error = await failure('in-use', () => control.remove(number, { timeout: 200 }))
+      const holder = { kind: 'process', pid: process.pid, device: `/dev/loop${number}` }
+      expect(error.holders).toEqual(expect.arrayContaining([expect.objectContaining(holder)]))
       expect(error.message).toMatch(new RegExp(`process ${process.pid} .* \\(after \\d+ attempts in \\d+ ms\\)`))
       expect(error.hint).toContain(`process ${process.pid}`)
     })
@@ -329,6 +329,7 @@ describe('a filesystem that hangs', () => {
     mkdirSync(mountPoint)
     const script = fileURLToPath(new URL('fixtures/hanging_fs.py', import.meta.url))
     const server = spawn('python3', [script, mountPoint, String(MiB)], { stdio: ['pipe', 'pipe', 'inherit'] })
+    onTestFinished(() => void server.kill('SIGKILL'))
     const words = createInterface(server.stdout)[Symbol.asyncIterator]()
     try {
       expect(await words.next()).toMatchObject({ value: 'ready' })
@@ -340,9 +341,15 @@ describe('a filesystem that hangs', () => {
         // LOOP_GET_STATUS64 would ask the server: sysfs has to do.
         const error = await failure('already-attached', () => attach(other, { number: device.number, readOnly: true }))
         expect(error.message).toContain(`to ${mountPoint}/image`)
-        await withFile(other, async (fd) => {
-          await failure('already-attached', () => ioctl.loopConfigureSync(device.fd, { fd }))
-        })
+        // More often than there are threads for such calls: none is lost by it.
+        for (let i = 0; i < 4; i++) {
+          await withFile(other, async (fd) => {
+            await failure('already-attached', () => ioctl.loopConfigure(device.fd, { fd }))
+            await failure('already-attached', () => ioctl.loopConfigureSync(device.fd, { fd }))
+          })
+        }
+        await using another = await attach(other)
+        expect((await another.status()).backingFile).toBe(other)
         await using control = await LoopControl.open()
         await failure('device-exists', () => control.add(device.number))
       } finally {
@@ -352,7 +359,7 @@ describe('a filesystem that hangs', () => {
       }
     } finally {
       server.kill('SIGKILL')
-      execFileSync('umount', [mountPoint])
+      spawnSync('umount', ['--quiet', mountPoint])
     }
   })
 })

@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { setImmediate } from 'node:timers/promises'
 import * as fc from 'fast-check'
 import { afterEach, describe, expect, test, vi } from 'vitest'
@@ -151,5 +152,38 @@ describe('onPool', () => {
       await expect(failing).rejects.toBe(error)
     }
     expect(await onPool(async () => 'next')).toBe('next')
+  })
+})
+
+const soon = () => Promise.resolve(7)
+
+/** Until it is aborted. */
+async function hang({ signal }: AbortController): Promise<void> {
+  if (!signal.aborted) await once(signal, 'abort')
+}
+
+describe('onPoolWithin', () => {
+  test('what never comes back is given up and takes no slot; what waits for one does not begin late', async () => {
+    const { onPool, onPoolWithin } = await import('../../lib/kernel/pool.ts')
+    expect(await onPoolWithin(1_000, soon)).toBe(7)
+    const [comeBack, end] = [new AbortController(), new AbortController()]
+    expect(await onPoolWithin(1, () => hang(comeBack))).toBe(undefined)
+    // While that one is stuck no other is tried, and others have all the slots.
+    expect(await onPoolWithin(1_000, soon)).toBe(undefined)
+    expect(await onPool(soon)).toBe(7)
+    comeBack.abort()
+    await setImmediate()
+    expect(await onPoolWithin(1_000, soon)).toBe(7)
+
+    const busy = Array.from({ length: 1024 }, () => onPool(() => hang(end)))
+    let began = false
+    const late = await onPoolWithin(1, async () => {
+      began = true
+    })
+    expect(late).toBe(undefined)
+    end.abort()
+    await Promise.all(busy)
+    expect(await onPool(soon)).toBe(7)
+    expect(began).toBe(false)
   })
 })
