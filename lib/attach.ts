@@ -20,7 +20,7 @@ import { configure, type Settings, verify } from './configure.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
-import { devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
+import { checkDeviceNode, devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
 import { observeDiskSeq, pageSize } from './kernel/features.ts'
@@ -355,8 +355,9 @@ class Attachment {
     // Free, yet it refuses: somebody holds it exclusively, and LOOP_CTL_GET_FREE would offer it for ever.
     const { number: refused, reason, times } = this.#refused
     if (free === refused && reason === 'in-use' && times >= CHANCES) return this.#make()
-    // One device more can be anybody's: the node tells whether it is this one.
-    if (sysfs.countBlockDevices() > before && isNodeNewerThan(devicePath(free), since)) this.#made.add(free)
+    // One device more can be anybody's: the node tells whether it is this one. In a container's /dev it has none yet.
+    const isMore = sysfs.countBlockDevices() > before
+    if (isMore && (checkDeviceNode(free) === -ENOENT || isNodeNewerThan(devicePath(free), since))) this.#made.add(free)
     return free
   }
 

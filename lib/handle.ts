@@ -68,6 +68,11 @@ export async function openDevice(number: number, flags: number): Promise<number>
   return after
 }
 
+/** Looks at the node without opening it: 0, or the negative errno, ENOTTY where it is not that of the device. */
+export function checkDeviceNode(number: number): number {
+  return isDevice(lstatSync(devicePath(number)), number)
+}
+
 /** It went, or this /dev has no node of it, which must not keep anybody from using other devices. */
 const NOT_TO_BE_ASKED = new Set<LoopErrorReason>(['no-such-device', 'detaching', 'node-missing', 'not-a-loop-device'])
 

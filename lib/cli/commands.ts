@@ -5,6 +5,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import type { AttachOptions } from '../attach.ts'
 import { LoopControl } from '../control.ts'
 import { attach, type LoopDevice, open } from '../device.ts'
+import { doctor, type DoctorReport } from '../doctor.ts'
 import { find, list, type LoopInfo } from '../list.ts'
 import type { DeviceRef } from '../open.ts'
 import { LOWER_TAG } from '../stack.ts'
@@ -12,6 +13,7 @@ import { withProgress } from './progress.ts'
 import { runWithDevice } from './run.ts'
 import {
   Exit,
+  EXIT_FAILED,
   interruptible,
   parseDevice,
   parseDevices,
@@ -95,6 +97,7 @@ export function makeProgram(): Command {
     .action(addAction)
   command(program, 'remove', 'remove free devices').argument('<devices...>', DEVICE, parseDevices).action(removeAction)
   command(program, 'free', 'print a free device; nothing is reserved').action(freeAction)
+  command(program, 'doctor', 'whether attaching works here, and what stands in its way').action(doctorAction)
   return program
 }
 
@@ -372,6 +375,28 @@ async function removeAction(numbers: number[], { json }: Json): Promise<void> {
 
 async function freeAction({ json }: Json): Promise<void> {
   await printDevice(await withControl((control) => control.getFree()), json)
+}
+
+async function doctorAction({ json }: Json): Promise<void> {
+  // It takes no signal, for it does not take long: interrupted, it still takes away what it has made.
+  await interruptible(async (signal) => {
+    const result = await doctor()
+    signal.throwIfAborted()
+    await (json ? printJson(result) : print(doctorTable(result)))
+    if (!result.canAttach) throw new Exit(EXIT_FAILED)
+  })
+}
+
+const MARKS = { ok: '✓', warning: '!', failure: '✗' } as const
+
+/** Each check on a line, and under it what to do. */
+function doctorTable({ checks, canAttach }: DoctorReport): string {
+  const width = Math.max(...checks.map(({ name }) => name.length))
+  const lines = checks.flatMap(({ name, status, message, remedy }) => [
+    `${MARKS[status]} ${name.padEnd(width)}  ${printable(message)}`,
+    remedy === undefined ? [] : `  ${' '.repeat(width)}  -> ${printable(remedy)}`,
+  ])
+  return `${[...lines.flat(), '', `attaching ${canAttach ? 'works' : 'does not work'}`].join('\n')}\n`
 }
 
 function printDevice(number: number, json: true | undefined): Promise<void> {

@@ -7,10 +7,22 @@ import { newU64 } from './uapi.ts'
 
 const { EFAULT, EINVAL, ENOSYS, ENOTTY } = constants.errno
 
-const known = new Map<string, boolean>()
+export type Feature = 'loopConfigure' | 'diskSeq' | 'diskSeqPerAttachment' | 'directIO' | 'mbr' | 'gpt'
+
+const known = new Map<Feature, boolean>()
+
+/** What has been found out so far; what has not been tried, or decided nothing, is not in it. */
+export function knownFeatures(): Partial<Record<Feature, boolean>> {
+  return Object.fromEntries(known)
+}
+
+/** What only an attachment of our own can show: partitions found, direct I/O taken. */
+export function observeFeature(name: Feature, found: boolean): void {
+  known.set(name, found)
+}
 
 /** `fd` is any whole loop device. An answer that decides nothing (a sandbox's EPERM, say) is not remembered. */
-function probe(name: string, answer: number, yes: (answer: number) => boolean): boolean {
+function probe(name: Feature, answer: number, yes: (answer: number) => boolean): boolean {
   if (yes(answer)) known.set(name, true)
   else if ([-EINVAL, -ENOTTY, -ENOSYS].includes(answer)) known.set(name, false)
   return known.get(name) ?? true
@@ -19,17 +31,14 @@ function probe(name: string, answer: number, yes: (answer: number) => boolean): 
 /** LOOP_CONFIGURE, since 5.8: with a null pointer it answers EFAULT where it exists, EINVAL where not. */
 export function hasLoopConfigure(fd: number): boolean {
   return (
-    known.get('LOOP_CONFIGURE') ??
-    probe('LOOP_CONFIGURE', binding().loopConfigureProbeSync(fd), (answer) => answer === -EFAULT)
+    known.get('loopConfigure') ??
+    probe('loopConfigure', binding().loopConfigureProbeSync(fd), (answer) => answer === -EFAULT)
   )
 }
 
 /** BLKGETDISKSEQ, since 5.15: the number that tells one attachment of a device from the next. */
 export function hasDiskSeq(fd: number): boolean {
-  return (
-    known.get('BLKGETDISKSEQ') ??
-    probe('BLKGETDISKSEQ', binding().blkGetDiskSeqSync(fd, newU64()), (answer) => answer >= 0)
-  )
+  return known.get('diskSeq') ?? probe('diskSeq', binding().blkGetDiskSeqSync(fd, newU64()), (answer) => answer >= 0)
 }
 
 /**
@@ -37,12 +46,25 @@ export function hasDiskSeq(fd: number): boolean {
  * alone tells one attachment from the next. False until an attach of this process has shown it.
  */
 export function diskSeqCountsAttachments(): boolean {
-  return known.get('diskseq per attachment') ?? false
+  return known.get('diskSeqPerAttachment') ?? false
 }
 
 /** What an attach of our own saw of the number, before and after. */
 export function observeDiskSeq(before: number | undefined, after: number | undefined): void {
-  known.set('diskseq per attachment', before !== undefined && after !== undefined && before !== after)
+  known.set('diskSeqPerAttachment', before !== undefined && after !== undefined && before !== after)
+}
+
+/**
+ * The largest logical block size that LOOP_SET_BLOCK_SIZE takes, which `set` issues on an attached device that nobody
+ * else uses; undefined where the answers decide nothing. The device keeps that size.
+ */
+export async function findLargestBlockSize(set: (bytes: number) => Promise<number>): Promise<number | undefined> {
+  for (let bytes = 65_536; bytes > 512; bytes /= 2) {
+    const answer = await set(bytes)
+    if (answer >= 0) return bytes
+    if (answer !== -EINVAL) return undefined
+  }
+  return 512
 }
 
 /** The largest logical block size that every kernel takes without harm. */

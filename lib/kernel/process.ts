@@ -3,7 +3,7 @@
 import { readFileSync } from './files.ts'
 
 export const CAP_DAC_OVERRIDE = 1n
-const CAP_SYS_ADMIN = 21n
+export const CAP_SYS_ADMIN = 21n
 export const CAP_MKNOD = 27n
 
 export interface Privileges {

@@ -3,29 +3,17 @@
  * why, as a LoopError, and changes nothing; what the kernel allows works.
  */
 
-import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import {
-  chmodSync,
-  closeSync,
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readdirSync,
-  rmSync,
-} from 'node:fs'
-import { tmpdir } from 'node:os'
+import { chmodSync, closeSync, mkdirSync, openSync, readdirSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
-import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
 import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
+import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
 import { attachedNumbers, contents, loopFileName, sysfs, test } from './support.ts'
 
 const noKernel = inject('noKernel')
-const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const FIXTURE = 'test/kernel/fixtures/operations.mjs'
 const CAP_SYS_ADMIN = 21n
 
@@ -122,19 +110,6 @@ interface Environment {
   /** What the message and the hint of each failure of that reason have to speak of. */
   says?: Record<string, RegExp>
 }
-
-const AS_NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups']
-const USER_NAMESPACE = ['unshare', '--user', '--map-root-user']
-
-/** In a mount namespace of its own, after the script; `$dev` is an empty folder of the test's. */
-function privately(script: string, ...then: string[]): (dev: string) => string[] {
-  const lines = `dev=$1; shift; ${script}; exec "$@"`
-  return (dev) => ['unshare', '--mount', '--propagation', 'private', 'sh', '-euc', lines, 'sh', dev, ...then]
-}
-
-/** As a container has it: only the nodes that it was given. A device may go while it is copied. */
-const OWN_DEV =
-  'mount -t tmpfs none "$dev"; { cp -a /dev/null /dev/zero /dev/urandom /dev/loop* "$dev"/ 2>&1 || :; } >/dev/null'
 
 function all(outcome: string, ...but: Operation[]): Environment['fails'] {
   const names = Object.keys(OPERATIONS) as Operation[]
@@ -418,17 +393,6 @@ function attachedTo(folder: string): number[] {
   return attachedNumbers().filter((number) => sysfs(number, 'loop/backing_file')?.startsWith(`${folder}/`))
 }
 
-/** The built package where everybody can read it: the checkout may be in somebody's home. */
-function copyForNobody(): string {
-  const copy = mkdtempSync(join(tmpdir(), 'loopctl-copy-'))
-  const modules = ['commander', 'node-gyp-build'].map((name) => `node_modules/${name}`)
-  for (const part of ['package.json', 'dist', 'build/Release', 'prebuilds', ...modules, FIXTURE]) {
-    if (existsSync(join(ROOT, part))) cpSync(join(ROOT, part), join(copy, part), { recursive: true, dereference: true })
-  }
-  execFileSync('chmod', ['-R', 'a+rX', copy])
-  return copy
-}
-
 interface Ended {
   status: number | null
   stdout: string
@@ -508,7 +472,7 @@ const VALUES: Partial<Record<Operation, (given: Given) => unknown>> = {
 let root = ''
 
 beforeAll(() => {
-  if (noKernel === '') root = copyForNobody()
+  if (noKernel === '') root = copyForNobody(FIXTURE)
 })
 
 afterAll(() => {
@@ -517,7 +481,7 @@ afterAll(() => {
 
 describe.for(ENVIRONMENTS)('$name', (environment) => {
   test('functions', { timeout: 60_000 }, async ({ folder, image, skip }) => {
-    skip(isForbidden(environment), 'this system lets nobody make a user namespace')
+    skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
     await using stage = new Stage(folder, image)
     const names = Object.keys(OPERATIONS) as Operation[]
     await stage.build(names, (name) => expected(environment, name as Operation) !== 'ok')
@@ -550,7 +514,7 @@ describe.for(ENVIRONMENTS)('$name', (environment) => {
   })
 
   test('commands', { timeout: 60_000 }, async ({ folder, image, skip }) => {
-    skip(isForbidden(environment), 'this system lets nobody make a user namespace')
+    skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
     await using stage = new Stage(folder, image)
     await stage.build(Object.keys(COMMANDS), (name) => expectedOf(environment, name) !== 'ok')
     const before = stage.look()
@@ -575,12 +539,6 @@ describe.for(ENVIRONMENTS)('$name', (environment) => {
     }
   })
 })
-
-/** Systems can keep users from making user namespaces. */
-function isForbidden({ enter }: Environment): boolean {
-  if (!enter('').includes('--user') || process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') return false
-  return spawnSync('env', [...AS_NOBODY, ...USER_NAMESPACE, 'true']).status !== 0
-}
 
 function outcomes(results: Record<string, Outcome>): Record<string, string> {
   return Object.fromEntries(Object.entries(results).map(([name, { outcome }]) => [name, outcome]))

@@ -20,7 +20,7 @@ function functionsOf(module: object): string[] {
 
 const classes = new Set(['LoopControl', 'LoopDevice', 'LoopError'])
 const publicFunctions = [
-  ...functionsOf(loopctl).filter((name) => !classes.has(name)),
+  ...functionsOf(loopctl).filter((name) => !classes.has(name) && name !== 'doctor'),
   ...functionsOf(ioctl),
   'LoopControl.open',
 ]
@@ -33,7 +33,13 @@ function run(platform: string): { status: number | null; stderr: string; stdout:
 }
 
 function failures(platform: string): [name: string, result: Result][] {
-  return Object.entries(JSON.parse(run(platform).stdout) as Record<string, Result>)
+  const results = JSON.parse(run(platform).stdout) as Record<string, Result>
+  return Object.entries(results).filter(([name]) => name !== 'doctor')
+}
+
+/** The one that does not fail. */
+function doctorReport(platform: string): unknown {
+  return (JSON.parse(run(platform).stdout) as { doctor: unknown }).doctor
 }
 
 describe.each(['darwin', 'win32'])('on %s', (platform) => {
@@ -53,5 +59,12 @@ describe.each(['darwin', 'win32'])('on %s', (platform) => {
         message: `ENOTSUP: load: loop devices exist on Linux only, this is ${platform}`,
       })
     }
+  })
+
+  test('doctor reports it', () => {
+    expect(doctorReport(platform)).toMatchObject({
+      canAttach: false,
+      checks: [{ name: 'platform', status: 'failure', message: expect.stringContaining(`this is ${platform}`) }],
+    })
   })
 })
