@@ -213,16 +213,27 @@ function nodesCheck(numbers: number[], bad: { number: number; errno: number }[],
   if (first === undefined) return ok('nodes', 'every device has its node')
   const { number, errno } = first
   const error = explain({ call: 'stat', errno, path: devicePath(number), number }, 'open device')
+  if (trial.attach === undefined && bad.every((one) => one.errno === -ENOENT)) {
+    return ok(
+      'nodes',
+      `${bad.length} of ${numbers.length} devices have none in this /dev; attach() makes the one it needs`,
+    )
+  }
   const isCause = trial.attach?.reason === 'node-missing'
   const message = `${bad.length} of ${numbers.length} devices have no usable node, the first is ${devicePath(number)}`
   return { name: 'nodes', status: isCause ? 'failure' : 'warning', message, ...remedyOf(error) }
 }
 
-function sandboxChecks({ privileges, canAttach, container }: Facts): DoctorCheck[] {
+function sandboxChecks({ privileges, canAttach, container, mounts }: Facts): DoctorCheck[] {
   // What is said where a call that wants CAP_SYS_ADMIN is refused
   const refused = explain({ call: 'LOOP_SET_STATUS64', errno: -EPERM })
   const { inUserNamespace } = privileges
-  const lacks = CAPABILITIES.filter(([, capability]) => !hasCapability(privileges, capability)).map(([name]) => name)
+  const isDevKernels = mountOf('/dev', mounts)?.fsType === 'devtmpfs'
+  // Those that would change something here
+  const counts: Record<string, boolean> = { CAP_MKNOD: !isDevKernels, CAP_DAC_OVERRIDE: !canAttach }
+  const lacks = CAPABILITIES.filter(
+    ([name, capability]) => (counts[name] ?? true) && !hasCapability(privileges, capability),
+  ).map(([name]) => name)
   const capabilities = ok('capabilities', lacks.length === 0 ? 'all that count' : `without ${lacks.join(', ')}`)
   if (!canAdministrate(privileges)) Object.assign(capabilities, { status: 'warning', ...remedyOf(refused) })
   else if (lacks.length > 0) {

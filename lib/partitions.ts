@@ -8,7 +8,7 @@ import type { Handle } from './handle.ts'
 import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { checkNode, isDevKernels, isStaleNode, makeNode, removeNode } from './kernel/devnode.ts'
-import { existsSync, readAt, unlinkSync } from './kernel/files.ts'
+import { close, existsSync, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { KnownPartition } from './kernel/sysfs.ts'
 import { decodeU64, LO_FLAGS_PARTSCAN, newU64 } from './kernel/uapi.ts'
@@ -294,11 +294,23 @@ export async function settlePartitions(number: number, createNode: boolean, dead
     for (const partition of known) if (!(await hasNode(partition, createNode))) lacking.push(partition)
     const [first] = lacking
     if (first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen) {
-      if (known.length === 0 || now - since >= quiet) return
+      if (known.length === 0 || now - since >= quiet) return assertOpen(known, number)
     }
     if (await deadline.pause(backoff(attempt))) continue
     if (first === undefined) return
     throw explain({ call: 'open', errno: -ENOENT, path: first.path, number, node: first.device }, 'open device')
+  }
+}
+
+/** A device cgroup lets a node be made that it then does not let be opened. The kernel's own /dev needs no proof. */
+async function assertOpen(partitions: readonly KnownPartition[], number: number): Promise<void> {
+  if (isDevKernels()) return
+  for (const { path, device } of partitions) {
+    const fd = await open(path, O_RDONLY)
+    if (fd >= 0) await close(fd)
+    else if (fd === -constants.errno.EPERM || fd === -constants.errno.EACCES) {
+      throw explain({ call: 'open', errno: fd, path, number, node: device }, 'open device')
+    }
   }
 }
 

@@ -9,8 +9,9 @@ import { attachFile, type AttachOptions } from './attach.ts'
 import { Deadline } from './deadline.ts'
 import { detach, dispose } from './detach.ts'
 import { LoopError, refusal } from './errors.ts'
-import { checkDeviceNode, type Handle } from './handle.ts'
+import { checkDeviceNode, devicePath, type Handle } from './handle.ts'
 import { binding } from './kernel/binding.ts'
+import { isDevKernels, removeNode } from './kernel/devnode.ts'
 import { findLargestBlockSize, hasDiskSeq, hasLoopConfigure, observeFeature } from './kernel/features.ts'
 import { close, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, open, unlink, writeAt } from './kernel/files.ts'
 import { isPartitionListed } from './kernel/surroundings.ts'
@@ -48,10 +49,17 @@ export async function tryAttaching(): Promise<Trial> {
   // After that: opening it loads the module, which makes devices.
   const before = await existing()
   const made = new Set<number>()
-  const attempt: Attempt = { trial, note: (number) => void (before.has(number) || made.add(number)) }
+  const used = new Set<number>()
+  const withNode = new Set([...before].filter((number) => checkDeviceNode(number) === 0))
+  const note = (number: number) => {
+    used.add(number)
+    if (!before.has(number)) made.add(number)
+  }
+  const attempt: Attempt = { trial, note }
   try {
     await tryAll(attempt)
   } finally {
+    if (!isDevKernels()) for (const number of used) if (!withNode.has(number)) unmakeNode(number)
     if (control >= 0) await removeMade(control, made)
   }
   return trial
@@ -202,6 +210,12 @@ async function existing(): Promise<Set<number>> {
   const known = new Set<number>()
   for (let number = 0; number < 4_096; number++) if (checkDeviceNode(number) === 0) known.add(number)
   return known
+}
+
+/** The node that attaching made in a /dev which the kernel does not look after. */
+function unmakeNode(number: number): void {
+  const device = sysfs.readDeviceNumbers(number)
+  if (device !== undefined) removeNode(devicePath(number), device)
 }
 
 async function removeMade(control: number, made: ReadonlySet<number>): Promise<void> {

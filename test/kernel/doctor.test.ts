@@ -160,7 +160,7 @@ interface Environment {
   /** Files cannot be written. */
   readOnly?: true
   /** The checks that are not ok, and what they speak of. */
-  says: Record<string, ['warning' | 'failure', RegExp]>
+  says: Record<string, ['ok' | 'warning' | 'failure', RegExp]>
 }
 
 const ENVIRONMENTS: Environment[] = [
