@@ -9,6 +9,7 @@ import { isDevKernels, removeNode } from './kernel/devnode.ts'
 import { minorOfDevice } from './kernel/features.ts'
 import { O_RDWR, open } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
+import { removeNodesOfGone } from './partitions.ts'
 import { explain } from './reasons.ts'
 
 const { EBUSY, EEXIST, ENODEV } = constants.errno
@@ -70,9 +71,12 @@ async function addLowestUnused(control: number): Promise<number> {
 export async function removeDevice(control: number, number: number, deadline: Deadline): Promise<number> {
   for (let attempt = 1; ; attempt++) {
     deadline.throwIfAborted()
+    // K3: left by an attachment that ended with a kill.
+    const partitions = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
     const answer = await binding().loopCtlRemove(control, number)
     if (answer >= 0) {
       if (!isDevKernels()) removeNode(devicePath(number), `7:${minorOfDevice(number)}`)
+      removeNodesOfGone(number, partitions)
       return number
     }
     // ENODEV while it is still in sysfs: another's removal, or making, is under way.

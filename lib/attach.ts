@@ -31,7 +31,7 @@ import { type ControlLock, lockControl } from './lock.ts'
 import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
 import { probeGptBlockSize } from './partition-table.ts'
-import { addFromTable, removeNodesOfGone, removeUnused, settlePartitions } from './partitions.ts'
+import { addFromTable, dropLeftovers, removeNodesOfGone, removeUnused, settlePartitions } from './partitions.ts'
 import { diagnose, explain, explainAsking, type Failure, type Role } from './reasons.ts'
 
 const { EEXIST, ENOENT } = constants.errno
@@ -208,8 +208,8 @@ class Attachment {
   #control = -1
   /** Made on the way, to be removed again if the attach fails. */
   readonly #made = new Set<number>()
-  /** Nodes made on the way, each with its `major:minor`; removed again too. */
-  readonly #nodes = new Map<string, string>()
+  /** Nodes made on the way, by the device's number, each with its `major:minor`; removed again too. */
+  readonly #nodes = new Map<number, string>()
   /** Refusals of the same device for the same reason, in a row. */
   #refused = { number: -1, reason: 'unknown' as LoopErrorReason, times: 0 }
   /** How the last attempt ended, and which it was. */
@@ -274,7 +274,7 @@ class Attachment {
     if (overlap === 'reuse') {
       for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
         const handle = await this.#share(candidate)
-        if (handle) return handle
+        if (handle) return await this.#withPartitions(handle)
       }
     }
     this.#refuseConflict(found)
@@ -385,7 +385,7 @@ class Attachment {
 
   /** A failed attach leaves no device and no node behind. Whoever took one of them meanwhile keeps it. */
   async #removeMade(): Promise<void> {
-    for (const [path, device] of this.#nodes) removeNode(path, device)
+    for (const [number, device] of this.#nodes) if (!sysfs.isBound(number)) removeNode(devicePath(number), device)
     for (const number of this.#made) {
       try {
         // Whoever looks at every device has it open for a moment.
@@ -405,6 +405,8 @@ class Attachment {
     try {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
+      const busy = await dropLeftovers(number, fd)
+      if (busy) return await this.#classify(busy, busy.call === 'open' ? 'open device' : 'BLKPG delete')
       const failure = await configure(target, this.#deadline)
       if (failure) return await this.#classify(failure)
       attached = true
@@ -412,7 +414,6 @@ class Attachment {
       this.#deadline.throwIfAborted()
       observeDiskSeq(diskSeq, readDiskSeq(fd))
       if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
-      await this.#dropLeftovers(number, fd)
       const info = await verify(target)
       this.#deadline.throwIfAborted()
       return await this.#makeHandle(number, info)
@@ -434,7 +435,7 @@ class Attachment {
     const made = await makeNode(path, device)
     // Another process was faster.
     if (made < 0 && made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, number }, 'make node')
-    if (made >= 0) this.#nodes.set(path, device)
+    if (made >= 0) this.#nodes.set(number, device)
     return openDevice(number, flags)
   }
 
@@ -448,28 +449,28 @@ class Attachment {
 
   /** With a descriptor of its own, opened before the writable one is closed: autoclear fires where there is none. */
   async #makeHandle(number: number, info: LoopInfo64): Promise<Handle> {
-    const fd = await openDevice(number, O_RDONLY)
+    // Another process that made the node may have failed meanwhile, and removed it again.
+    const fd = await this.#openDevice(number, O_RDONLY)
     if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-    const handle = new Handle(number, fd, { owned: true, backing: info })
+    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info }))
+  }
+
+  /** As asked for; where that fails the handle is closed, and what was added removed. */
+  async #withPartitions(handle: Handle): Promise<Handle> {
+    const { partscan, createNode } = this.#wanted
+    const { number, descriptor } = handle
+    const before = partscan === 'user' ? sysfs.readPartitions(number) : []
     try {
-      if (this.#wanted.partscan === 'user') await addFromTable(handle)
-      if (this.#wanted.partscan !== false) await settlePartitions(number, this.#wanted.createNode, this.#deadline)
+      if (partscan === 'user') await addFromTable(handle)
+      if (partscan !== false) await settlePartitions(number, createNode, this.#deadline)
       return handle
     } catch (error) {
-      const added = sysfs.readPartitions(number)
-      await removeUnused(fd, added)
+      const added = sysfs.readPartitions(number).filter(({ device }) => !before.some((one) => one.device === device))
+      await removeUnused(descriptor, added)
       removeNodesOfGone(number, added)
       await handle.close()
       throw error
     }
-  }
-
-  /** K3, up to 7.1: partitions made with BLKPG for an attachment that ended otherwise than by us, with a kill, say. */
-  async #dropLeftovers(number: number, fd: number): Promise<void> {
-    if (this.#settings.partscan || !sysfs.hasPartitions(number)) return
-    const left = sysfs.readPartitions(number)
-    await removeUnused(fd, left)
-    removeNodesOfGone(number, left)
   }
 
   /** A failure that will stay is thrown; one that may pass is returned. */

@@ -152,13 +152,16 @@ async function detachLazily(handle: Handle): Promise<DetachResult> {
 /** For exit handlers: never waits. With an operation in flight that one keeps the descriptor until it ends. */
 export function detachSync(handle: Handle): DetachResult {
   if (handle.isClosing) throw handle.closedError()
+  let partitions: sysfs.KnownPartition[] = []
   try {
-    requestDetachSync(handle)
+    partitions = requestDetachSync(handle)
   } catch (error) {
     // A detach in flight has asked for it already.
     if (!handle.isRunning || !(LoopError.is(error, 'not-attached') || LoopError.is(error, 'detaching'))) throw error
   }
-  return handle.closeSync() && !isStillAttached(handle) ? 'detached' : 'deferred'
+  const closed = handle.closeSync()
+  removeNodesOfGone(handle.number, partitions)
+  return closed && !isStillAttached(handle) ? 'detached' : 'deferred'
 }
 
 /** K3, up to 7.1: what was added with BLKPG outlives the detach. What the kernel found itself it removes itself. */
@@ -167,16 +170,19 @@ function partitionsOf({ number }: Handle, { info }: Info): Record<'all' | 'added
   return { all, added: (info.flags & LO_FLAGS_PARTSCAN) === 0 ? all : [] }
 }
 
-function requestDetachSync(handle: Handle): void {
+/** All partitions that there were. */
+function requestDetachSync(handle: Handle): sysfs.KnownPartition[] {
   const before = handle.readInfoSync()
   const { info } = before
   if ((info.flags & LO_FLAGS_READ_ONLY) === 0) {
     const flushed = fsyncSync(handle.descriptor)
     if (flushed < 0) throw handle.explain('fsync', flushed)
   }
-  removeUnusedSync(handle.descriptor, partitionsOf(handle, before).added)
+  const partitions = partitionsOf(handle, before)
+  removeUnusedSync(handle.descriptor, partitions.added)
   const answer = binding().loopClrFdSync(handle.descriptor)
   if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
+  return partitions.all
 }
 
 /** The last close has detached it, unless a child process that is just being started still has the descriptor. */

@@ -4,16 +4,16 @@ import { constants } from 'node:os'
 import { checkOptions, wrongValue } from './arguments.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { LoopError } from './errors.ts'
-import type { Handle } from './handle.ts'
-import { findHolders } from './holders.ts'
+import { devicePath, type Handle, openDevice } from './handle.ts'
+import { findHolders, findHoldersSoon } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { checkNode, isDevKernels, isStaleNode, makeNode, removeNode } from './kernel/devnode.ts'
-import { close, existsSync, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
+import { close, existsSync, O_EXCL, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { KnownPartition } from './kernel/sysfs.ts'
-import { decodeU64, LO_FLAGS_PARTSCAN, newU64 } from './kernel/uapi.ts'
+import { decodeU64, LO_FLAGS_PARTSCAN, newInfo, newU64 } from './kernel/uapi.ts'
 import { type PartitionTable, readPartitionTable, type TableEntry } from './partition-table.ts'
-import { explain } from './reasons.ts'
+import { explain, type Failure } from './reasons.ts'
 
 const { EBUSY, EEXIST, ENOENT, ENOTTY, ENXIO } = constants.errno
 
@@ -95,7 +95,8 @@ async function readTableFor(handle: Handle, known: KnownPartition[]): Promise<Pa
 }
 
 /** @throws `bad-partition-table`, `io` */
-async function readTable({ descriptor, path }: Handle): Promise<PartitionTable | undefined> {
+async function readTable(handle: Handle): Promise<PartitionTable | undefined> {
+  const { descriptor, path } = handle
   const size = newU64()
   const answer = binding().blkGetSize64Sync(descriptor, size)
   if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
@@ -106,17 +107,17 @@ async function readTable({ descriptor, path }: Handle): Promise<PartitionTable |
     return bytes.subarray(0, count)
   }
   const table = await readPartitionTable(read, Number(decodeU64(size)), binding().blkSszGetSync(descriptor), path)
-  if (table?.usedBackup) warn(path, table.warnings)
+  if (table?.usedBackup) warn(handle, table.warnings)
   return table
 }
 
-const warned = new Set<string>()
+const warned = new WeakMap<Handle, string>()
 
-/** Once for each: nobody else says that the table at the beginning is damaged. */
-function warn(path: string, warnings: string[]): void {
-  const text = `${path}: ${warnings.join('; ')}`
-  if (warned.has(text)) return
-  warned.add(text)
+/** Once for each handle: nobody else says that the table at the beginning is damaged. */
+function warn(handle: Handle, warnings: string[]): void {
+  const text = `${handle.path}: ${warnings.join('; ')}`
+  if (warned.get(handle) === text) return
+  warned.set(handle, text)
   process.emitWarning(`the backup of the GPT is used: ${text}`, { type: 'LoopctlWarning', code: 'LOOPCTL_BACKUP_GPT' })
 }
 
@@ -236,6 +237,32 @@ export async function removePartitions(
     const holders = answer === -EBUSY ? await findHolders(handle.number, [fd, handle.descriptor]) : undefined
     const own = holders?.filter(({ device }) => device === partition.path)
     throw explain(handle.failure('BLKPG', answer, { asked, holders: own }), 'BLKPG delete')
+  }
+}
+
+/**
+ * K3, up to 7.1: partitions of an attachment that ended otherwise than by us, with a kill, say, are removed from the
+ * free device. The failure, where one of them is in use: its user would read and write the next image. While the device
+ * is open exclusively nobody else attaches to it.
+ */
+export async function dropLeftovers(number: number, fd: number): Promise<Failure | undefined> {
+  if (!sysfs.hasPartitions(number) || sysfs.isBound(number)) return undefined
+  const left = sysfs.readPartitions(number)
+  const failure = { path: devicePath(number), number }
+  const exclusive = await openDevice(number, O_RDONLY | O_EXCL)
+  if (exclusive < 0) return { ...failure, call: 'open', errno: exclusive, holders: await findHoldersSoon(number, [fd]) }
+  try {
+    if ((await binding().loopGetStatus64(exclusive, newInfo())) !== -ENXIO) return undefined
+    for (const { number: index, path } of left) {
+      const errno = await binding().blkPgDelPartition(exclusive, index)
+      if (errno !== -EBUSY) continue
+      const holders = (await findHoldersSoon(number, [fd, exclusive])).filter(({ device }) => device === path)
+      return { ...failure, call: 'BLKPG', errno, holders, asked: { partition: { number: index } } }
+    }
+    return undefined
+  } finally {
+    await close(exclusive)
+    removeNodesOfGone(number, left)
   }
 }
 

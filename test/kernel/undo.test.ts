@@ -1,10 +1,11 @@
 import { execFileSync } from 'node:child_process'
 import { closeSync, openSync, readdirSync, statSync } from 'node:fs'
 import { afterEach, describe, expect, vi } from 'vitest'
-import { attach, type AttachOptions, LoopControl, LoopError } from '../../lib/index.ts'
+import { attach, type AttachOptions, LoopControl, type LoopDevice, LoopError } from '../../lib/index.ts'
 import { loopCtlAddSync } from '../../lib/ioctl.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { countDescriptors, failure, sysfs, test, unusedNumber } from './support.ts'
+import { canPartition, knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
+import { countDescriptors, failure, sysfs, test } from './support.ts'
 
 afterEach(() => {
   observe(undefined)
@@ -27,16 +28,21 @@ function nodes(): string[] {
 }
 
 describe('an attach that is given up at its k-th call, for every k, leaves nothing', () => {
-  const cases: [string, AttachOptions][] = [
+  const cases: (readonly [string, AttachOptions])[] = [
     ['any free device', {}],
     ['a device that has to be made', { number: 0 }],
     ['everything asked for', { readOnly: true, offset: 512, sizeLimit: 8192, directIO: 'prefer', partscan: true }],
     ['reuse of what is not there', { overlap: 'reuse' }],
+    ...(canPartition ? ([['partitions that the kernel is told of', { partscan: 'user' }]] as const) : []),
+    ...(canPartition
+      ? ([['the same, of a device that has to be made', { partscan: 'user', number: 0 }]] as const)
+      : []),
   ]
   for (const [name, given] of cases) {
     for (const how of ['aborted', 'out of time'] as const) {
       test(`${name}, ${how}`, async ({ image }) => {
-        const file = image('disk')
+        const file = image('disk', 8 << 20)
+        if (given.partscan === 'user') sfdisk(file, TWO)
         const number = unusedNumber()
         const options = given.number === undefined ? given : { ...given, number }
         const removeMade = async () => {
@@ -44,7 +50,9 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
           await using control = await LoopControl.open()
           await control.remove(number)
         }
-        const calls = await countCalls(async () => (await attach(file, options)).close())
+        const undisturbed: LoopDevice[] = []
+        const calls = await countCalls(async () => undisturbed.push(await attach(file, options)))
+        for (const device of undisturbed) await device.detach()
         await removeMade()
         expect(calls).toBeGreaterThan(10)
 
@@ -68,6 +76,7 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
             observe(undefined)
             vi.restoreAllMocks()
             expect(sysfs(device.number, 'loop/backing_file')).toBe(file)
+            expect(Object.keys(knownPartitions(device.number))).toHaveLength(options.partscan === 'user' ? 2 : 0)
             expect(await device.detach()).toBe('detached')
             await removeMade()
           } catch (caught) {
@@ -82,8 +91,8 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
           expect(countDescriptors(), `descriptors after call ${k}`).toBe(before.descriptors)
           expect(nodes(), `nodes after call ${k}`).toEqual(before.nodes)
         }
-        // before the switch to success there were many chances to give up
-        expect(rejected).toBeGreaterThan(calls / 4)
+        // before the switch to success there were many chances to give up; most of the work on partitions is after that
+        expect(rejected).toBeGreaterThan(options.partscan === 'user' ? 10 : calls / 4)
       })
     }
   }

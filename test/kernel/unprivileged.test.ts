@@ -236,6 +236,17 @@ const ENVIRONMENTS: Environment[] = [
     admin: true,
     fails: {
       ...all('node-missing ENOENT', ...WITHOUT_NODES, 'find', 'find tag', ...CONTROL),
+      // They try to make the node.
+      ...each('node-missing EROFS', [
+        'attach',
+        'attach readOnly',
+        'attach directIO',
+        'attach number',
+        'attach swappable',
+        'attach allow',
+        'attach reuse',
+        'attach taken',
+      ]),
       'LoopControl.remove attached': 'in-use EBUSY',
     },
     says: { 'node-missing': /mknod/ },
