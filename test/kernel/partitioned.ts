@@ -1,6 +1,6 @@
 /** Partitioned images, made by sfdisk and sgdisk, and what the kernel and sfdisk say of them. */
 
-import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readSync, statSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
@@ -14,19 +14,14 @@ import {
   type LoopErrorReason,
   type Partition,
 } from '../../lib/index.ts'
+import { env, findMissing } from '../programs.ts'
 import { sysfs } from './support.ts'
 
 export const MiB = 1 << 20
 
-// Ordinary users have no sbin in their path.
-const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C.UTF-8' }
-const lacking = ['sfdisk', 'sgdisk'].filter((program) => spawnSync(program, ['--version'], { env }).status !== 0)
-if (lacking.length > 0 && inject('noKernel') === '') {
-  console.warn(`\n*** TESTS OF PARTITIONS ARE SKIPPED: no ${lacking.join(', ')} (Debian: fdisk, gdisk) ***\n`)
-}
-
 /** Whether tables can be made at all. */
-export const canPartition = lacking.length === 0
+export const canPartition: boolean =
+  inject('noKernel') !== '' || findMissing('partitions', 'sfdisk', 'sgdisk').length === 0
 
 export const TWO = 'label: gpt\nstart=2048, size=2048, name=first\nstart=4096, size=4096, name=second\n'
 export const TWO_4096 = 'label: gpt\nstart=256, size=256, name=first\nstart=512, size=512, name=second\n'

@@ -1,4 +1,4 @@
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -12,6 +12,7 @@ import {
   readPartitionTable,
 } from '../../lib/partition-table.ts'
 import { GPT_TYPES, MBR_TYPES } from '../../lib/partition-types.ts'
+import { env, findMissing } from '../programs.ts'
 
 const MiB = 1 << 20
 const LINUX = '0FC63DAF-8483-4772-8E79-3D69D8477DE4'
@@ -20,14 +21,7 @@ const SWAP = '0657FD6D-A4AB-43C4-84E5-0933C84B4F4F'
 const DISK = '11223344-5566-7788-99AA-BBCCDDEEFF00'
 
 // Ordinary users have no sbin in their path.
-const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C.UTF-8' }
-const has = (program: string): boolean => spawnSync(program, ['--version'], { env }).status === 0
-const missing = ['sfdisk', 'fdisk', 'sgdisk'].filter((program) => !has(program))
-if (missing.length > 0) {
-  console.warn(
-    `\n*** COMPARISONS OF PARTITION TABLES ARE SKIPPED: no ${missing.join(', ')} (Debian: fdisk, gdisk) ***\n`,
-  )
-}
+const missing = findMissing('partition tables', 'sfdisk', 'sgdisk', 'fdisk')
 const without = (...programs: string[]): boolean => programs.some((program) => missing.includes(program))
 
 /** Reads a buffer; a read that is not of whole blocks or leaves the device fails the test. */
