@@ -71,7 +71,7 @@ async function addLowestUnused(control: number): Promise<number> {
 export async function removeDevice(control: number, number: number, deadline: Deadline): Promise<number> {
   for (let attempt = 1; ; attempt++) {
     deadline.throwIfAborted()
-    // K3: left by an attachment that ended with a kill.
+    // K3: left by an attachment that ended otherwise than by a detach.
     const partitions = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
     const answer = await binding().loopCtlRemove(control, number)
     if (answer >= 0) {

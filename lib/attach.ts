@@ -31,7 +31,7 @@ import { type ControlLock, lockControl } from './lock.ts'
 import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
 import { probeGptBlockSize } from './partition-table.ts'
-import { addFromTable, dropLeftovers, removeNodesOfGone, removeUnused, settlePartitions } from './partitions.ts'
+import { addFromTable, dropLeftovers, removePresent, settlePartitions } from './partitions.ts'
 import { diagnose, explain, explainAsking, type Failure, type Role } from './reasons.ts'
 
 const { EEXIST, ENOENT } = constants.errno
@@ -406,7 +406,7 @@ class Attachment {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
       const busy = await dropLeftovers(number, fd)
-      if (busy) return await this.#classify(busy, busy.call === 'open' ? 'open device' : 'BLKPG delete')
+      if (busy) return await this.#avoid(busy, busy.call === 'open' ? 'open device' : 'BLKPG delete')
       const failure = await configure(target, this.#deadline)
       if (failure) return await this.#classify(failure)
       attached = true
@@ -452,25 +452,29 @@ class Attachment {
     // Another process that made the node may have failed meanwhile, and removed it again.
     const fd = await this.#openDevice(number, O_RDONLY)
     if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info }))
+    const { createNode } = this.#wanted
+    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info, createNode }))
   }
 
   /** As asked for; where that fails the handle is closed, and what was added removed. */
   async #withPartitions(handle: Handle): Promise<Handle> {
-    const { partscan, createNode } = this.#wanted
-    const { number, descriptor } = handle
-    const before = partscan === 'user' ? sysfs.readPartitions(number) : []
+    const { partscan } = this.#wanted
+    let added: Awaited<ReturnType<typeof addFromTable>> = []
     try {
-      if (partscan === 'user') await addFromTable(handle)
-      if (partscan !== false) await settlePartitions(number, createNode, this.#deadline)
+      if (partscan === 'user') added = await addFromTable(handle)
+      if (partscan !== false) await settlePartitions(handle, this.#deadline)
       return handle
     } catch (error) {
-      const added = sysfs.readPartitions(number).filter(({ device }) => !before.some((one) => one.device === device))
-      await removeUnused(descriptor, added)
-      removeNodesOfGone(number, added)
+      // Of a device that goes all of them, whoever added them: they would stay on it.
+      await removePresent(handle, handle.owned ? sysfs.readPartitions(handle.number) : added)
       await handle.close()
       throw error
     }
+  }
+
+  /** Partitions are left on the device that cannot be removed: another one will do. */
+  async #avoid(failure: Failure, role: Role): Promise<Refused> {
+    return this.#wanted.number === undefined ? { failure, role, reason: 'in-use' } : this.#classify(failure, role)
   }
 
   /** A failure that will stay is thrown; one that may pass is returned. */

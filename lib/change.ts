@@ -180,9 +180,7 @@ export async function switchBackingFile(
     } finally {
       lock.release()
     }
-    await confirmChange(target, backing, info, present)
-    // A device with partition scan drops those that the kernel did not find itself.
-    if (partitions.length > 0) await restorePartitions(target.number, target.descriptor, partitions)
+    await confirmChange(target, backing, info, present, partitions)
   } finally {
     await letGo(exclusive)
     await letGo(control)
@@ -208,7 +206,13 @@ async function issueChange(
 
 type IdentityKey = 'device' | 'inode' | 'rdevice'
 
-async function confirmChange(target: Handle, backing: Backing, before: LoopInfo64, present: Source): Promise<void> {
+async function confirmChange(
+  target: Handle,
+  backing: Backing,
+  before: LoopInfo64,
+  present: Source,
+  partitions: readonly sysfs.KnownPartition[],
+): Promise<void> {
   try {
     const { info: after } = await target.readInfo()
     if (after.device !== backing.device || after.inode !== backing.inode) {
@@ -219,6 +223,8 @@ async function confirmChange(target: Handle, backing: Backing, before: LoopInfo6
       })
     }
     await keepDirectIO(target, before, after)
+    // A device with partition scan drops those that the kernel did not find itself.
+    if (partitions.length > 0) await restorePartitions(target, partitions)
   } catch (error) {
     const isBack = present.isFile && (await switchBack(target, before, present))
     // With no way back the change has happened: only that it was to another file is a failure of it, and neither less

@@ -12,7 +12,8 @@ import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
-import { removeNodesOfGone, removePartitions, removeUnused, removeUnusedSync, restorePartitions } from './partitions.ts'
+import { removeNodesOfGone, removeUnused, removeUnusedSync } from './partitions.ts'
+import { explain } from './reasons.ts'
 import { findSwappableLower } from './stack.ts'
 
 const { EACCES, EBUSY, ENXIO, EPERM } = constants.errno
@@ -67,10 +68,9 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   try {
     await flush(handle, before)
     handle.assertOpen()
-    await removePartitions(handle, exclusive, partitions.added)
+    if (partitions.added.length > 0) assertRemovable(handle)
   } catch (error) {
     await close(exclusive)
-    if (LoopError.is(error, 'in-use')) return 'opened'
     throw error
   }
   const plain = handle.descriptor
@@ -80,17 +80,15 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   const bytes = newInfo()
   const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
   if (answer === -ENXIO) {
+    // Only now: a partition that somebody has open has deferred it. And before the device can be another's.
+    await removeUnused(handle.number, exclusive, partitions.added)
     await handle.closeNow()
     removeNodesOfGone(handle.number, partitions.all)
     return 'going'
   }
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
-  try {
-    await restorePartitions(handle.number, exclusive, partitions.added)
-  } finally {
-    await takeBack(handle, exclusive, autoclear)
-  }
+  await takeBack(handle, exclusive, autoclear)
   if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
 }
@@ -141,7 +139,7 @@ async function detachLazily(handle: Handle): Promise<DetachResult> {
   const before = await handle.readInfo()
   await flush(handle, before)
   const partitions = partitionsOf(handle, before)
-  await removeUnused(handle.descriptor, partitions.added)
+  await removeUnused(handle.number, handle.descriptor, partitions.added)
   const answer = await binding().loopClrFd(handle.descriptor)
   if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
   await handle.closeNow()
@@ -170,6 +168,11 @@ function partitionsOf({ number }: Handle, { info }: Info): Record<'all' | 'added
   return { all, added: (info.flags & LO_FLAGS_PARTSCAN) === 0 ? all : [] }
 }
 
+/** BLKPG wants CAP_SYS_ADMIN: without it they would stay on the free device. */
+function assertRemovable(handle: Handle): void {
+  if (!canAdministrate()) throw explain(handle.failure('BLKPG', -EACCES), 'BLKPG delete')
+}
+
 /** All partitions that there were. */
 function requestDetachSync(handle: Handle): sysfs.KnownPartition[] {
   const before = handle.readInfoSync()
@@ -179,7 +182,7 @@ function requestDetachSync(handle: Handle): sysfs.KnownPartition[] {
     if (flushed < 0) throw handle.explain('fsync', flushed)
   }
   const partitions = partitionsOf(handle, before)
-  removeUnusedSync(handle.descriptor, partitions.added)
+  removeUnusedSync(handle.number, handle.descriptor, partitions.added)
   const answer = binding().loopClrFdSync(handle.descriptor)
   if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
   return partitions.all

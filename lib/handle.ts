@@ -144,6 +144,8 @@ export class Handle {
   readonly path: string
   /** Attached by this handle, so its to detach when disposed. */
   readonly owned: boolean
+  /** Whether nodes of partitions are made where they are missing. */
+  readonly createNode: boolean
 
   /** Apart, so that the descriptor can be closed when the handle is gone. */
   readonly #remains: Remains
@@ -155,11 +157,16 @@ export class Handle {
   #changing = false
   #queue: Promise<unknown> = Promise.resolve()
 
-  constructor(number: number, fd: number, options: { owned: boolean; backing: Backing | undefined }) {
+  constructor(
+    number: number,
+    fd: number,
+    options: { owned: boolean; backing: Backing | undefined; createNode?: boolean },
+  ) {
     this.number = number
     this.path = devicePath(number)
     this.#remains = { fd, path: this.path }
     this.owned = options.owned
+    this.createNode = options.createNode ?? true
     this.#backing = options.backing
     this.#diskSeq = readDiskSeq(fd)
     if (this.owned) owned.add(this)

@@ -3,12 +3,13 @@
 import { constants } from 'node:os'
 import { checkOptions, wrongValue } from './arguments.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
-import { LoopError } from './errors.ts'
+import { LoopError, refusal } from './errors.ts'
 import { devicePath, type Handle, openDevice } from './handle.ts'
 import { findHolders, findHoldersSoon } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { checkNode, isDevKernels, isStaleNode, makeNode, removeNode } from './kernel/devnode.ts'
-import { close, existsSync, O_EXCL, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
+import { close, O_EXCL, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
+import { isUdevRunning } from './kernel/surroundings.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { KnownPartition } from './kernel/sysfs.ts'
 import { decodeU64, LO_FLAGS_PARTSCAN, newInfo, newU64 } from './kernel/uapi.ts'
@@ -135,7 +136,7 @@ export async function rescanPartitions(handle: Handle, options?: RescanOptions):
     const byKernel = (info.flags & LO_FLAGS_PARTSCAN) !== 0
     if ((mode ?? (byKernel ? 'kernel' : 'user')) === 'kernel') await scanInKernel(handle, deadline)
     else await scanAgain(handle)
-    await settlePartitions(handle.number, true, deadline)
+    await settlePartitions(handle, deadline)
     return describePartitions(handle)
   })
 }
@@ -171,7 +172,7 @@ async function scanHere(handle: Handle, table: PartitionTable | undefined): Prom
   try {
     await addPartitions(handle, missing)
   } catch (error) {
-    await restorePartitions(number, descriptor, stale)
+    await restorePartitions(handle, stale)
     throw error
   }
 }
@@ -189,29 +190,42 @@ function toRanges(table: PartitionTable | undefined, blockSize: number): Range[]
   })
 }
 
-/** Adds all of them, or none. */
-async function addPartitions(handle: Handle, ranges: readonly Range[]): Promise<void> {
+/** Adds those of them that are not there yet, or none; answers which. */
+async function addPartitions(handle: Handle, ranges: readonly Range[]): Promise<Range[]> {
+  const { number, descriptor } = handle
   const added: Range[] = []
   for (const range of ranges) {
     const [start, length] = [BigInt(range.start), BigInt(range.size)]
-    const answer = await binding().blkPgAddPartition(handle.descriptor, range.number, start, length)
-    if (answer < 0) {
-      for (const { number } of added) await binding().blkPgDelPartition(handle.descriptor, number)
-      const partition = { number: range.number, start, length }
-      throw explain(handle.failure('BLKPG', answer, { asked: { partition } }), 'BLKPG add')
+    const answer = await binding().blkPgAddPartition(descriptor, range.number, start, length)
+    if (answer >= 0) added.push(range)
+    // Another process that shares the device was faster.
+    else if (!sysfs.readPartitions(number).some((partition) => isSame(range, partition))) {
+      await removePresent(handle, added)
+      const asked = { partition: { number: range.number, start, length } }
+      throw explain(handle.failure('BLKPG', answer, { asked }), 'BLKPG add')
     }
-    added.push(range)
   }
+  return added
 }
 
 /**
  * Reads the partition table and adds its partitions with BLKPG: for kernels without a parser of the table, or without
- * partition scan. The PARTSCAN flag is not needed, and would drop them at the next rescan.
+ * partition scan. The PARTSCAN flag is not needed, and would drop them at the next rescan. Answers those that were not
+ * there before.
  *
  * @throws `bad-partition-table`, `permission`
  */
-export async function addFromTable(handle: Handle): Promise<void> {
-  await scanHere(handle, await readTable(handle))
+export async function addFromTable(handle: Handle): Promise<readonly Range[]> {
+  const known = sysfs.readPartitions(handle.number)
+  const wanted = toRanges(await readTable(handle), binding().blkSszGetSync(handle.descriptor))
+  const missing = wanted.filter((range) => !known.some((partition) => isSame(range, partition)))
+  return addPartitions(handle, missing)
+}
+
+/** Removes those of them that are there, and not in use. */
+export async function removePresent({ number, descriptor }: Handle, ranges: readonly Range[]): Promise<void> {
+  const partitions = sysfs.readPartitions(number).filter((one) => ranges.some((range) => isSame(range, one)))
+  await removeUnused(number, descriptor, partitions)
 }
 
 /**
@@ -232,7 +246,7 @@ export async function removePartitions(
       removed.push(partition)
       continue
     }
-    await restorePartitions(handle.number, fd, removed)
+    await restorePartitions(handle, removed)
     const asked = { partition: { number: partition.number } }
     const holders = answer === -EBUSY ? await findHolders(handle.number, [fd, handle.descriptor]) : undefined
     const own = holders?.filter(({ device }) => device === partition.path)
@@ -255,7 +269,7 @@ export async function dropLeftovers(number: number, fd: number): Promise<Failure
     if ((await binding().loopGetStatus64(exclusive, newInfo())) !== -ENXIO) return undefined
     for (const { number: index, path } of left) {
       const errno = await binding().blkPgDelPartition(exclusive, index)
-      if (errno !== -EBUSY) continue
+      if (errno >= 0 || errno === -ENXIO) continue
       const holders = (await findHoldersSoon(number, [fd, exclusive])).filter(({ device }) => device === path)
       return { ...failure, call: 'BLKPG', errno, holders, asked: { partition: { number: index } } }
     }
@@ -266,29 +280,25 @@ export async function dropLeftovers(number: number, fd: number): Promise<Failure
   }
 }
 
-/** For a detach that does not ask who uses the device: partitions that are in use stay. */
-export async function removeUnused(fd: number, partitions: readonly KnownPartition[]): Promise<void> {
+/** For a detach: partitions that are in use stay. Their nodes first: another's device may get their numbers next. */
+export async function removeUnused(number: number, fd: number, partitions: readonly KnownPartition[]): Promise<void> {
   for (const partition of partitions) await binding().blkPgDelPartition(fd, partition.number)
+  removeNodesOfGone(number, partitions)
 }
 
 /** {@link removeUnused}, at once. */
-export function removeUnusedSync(fd: number, partitions: readonly KnownPartition[]): void {
+export function removeUnusedSync(number: number, fd: number, partitions: readonly KnownPartition[]): void {
   for (const partition of partitions) binding().blkPgDelPartitionSync(fd, partition.number)
+  removeNodesOfGone(number, partitions)
 }
 
 /** Adds those again that are not there any more. They get other minors, and so other nodes. */
-export async function restorePartitions(
-  number: number,
-  fd: number,
-  partitions: readonly KnownPartition[],
-): Promise<void> {
-  const known = sysfs.readPartitions(number)
+export async function restorePartitions(handle: Handle, partitions: readonly KnownPartition[]): Promise<void> {
+  const known = sysfs.readPartitions(handle.number)
   const lost = partitions.filter((partition) => !known.some((other) => other.number === partition.number))
   if (lost.length === 0) return
-  for (const { number: index, start, size } of lost) {
-    await binding().blkPgAddPartition(fd, index, BigInt(start), BigInt(size))
-  }
-  await settlePartitions(number, true, new Deadline(1_000))
+  await addPartitions(handle, lost)
+  await settlePartitions(handle, new Deadline(1_000))
 }
 
 /** Those of partitions that are not there any more, in a /dev that the kernel does not look after. */
@@ -309,8 +319,8 @@ const QUIET_MS = 50
  *
  * @throws `node-missing`, `not-a-loop-device` where there is something else at the path of a node
  */
-export async function settlePartitions(number: number, createNode: boolean, deadline: Deadline): Promise<void> {
-  const quiet = existsSync('/run/udev/control') ? QUIET_MS : 0
+export async function settlePartitions({ number, createNode }: Handle, deadline: Deadline): Promise<void> {
+  const quiet = isUdevRunning() ? QUIET_MS : 0
   let last: string | undefined
   let since = 0
   for (let attempt = 1; ; attempt++) {
@@ -321,10 +331,11 @@ export async function settlePartitions(number: number, createNode: boolean, dead
     for (const partition of known) if (!(await hasNode(partition, createNode))) lacking.push(partition)
     const [first] = lacking
     if (first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen) {
-      if (known.length === 0 || now - since >= quiet) return assertOpen(known, number)
+      if (now - since >= quiet) return assertOpen(known, number)
     }
     if (await deadline.pause(backoff(attempt))) continue
-    if (first === undefined) return
+    if (first === undefined)
+      throw refusal('timeout', 'ioctl', 'the partitions come and go', { path: devicePath(number) })
     throw explain({ call: 'open', errno: -ENOENT, path: first.path, number, node: first.device }, 'open device')
   }
 }

@@ -1,5 +1,7 @@
 /** Small images with one partition each, to see whether the kernel finds it. */
 
+import { crc32 } from 'node:zlib'
+
 const SECTOR = 512
 const SECTORS = 2048
 export const SAMPLE_SIZE: number = SECTOR * SECTORS
@@ -18,8 +20,7 @@ export function mbr(): Buffer {
 }
 
 /** A GPT, with its backup at the end, and one Linux partition. */
-export async function gpt(): Promise<Buffer> {
-  const { crc32 } = await import('node:zlib')
+export function gpt(): Buffer {
   const image = withMbr(blank(), 0xee, 1, LAST)
   const entries = Buffer.alloc(128 * 128)
   Buffer.from('af3dc60f838472478e793d69d8477de4', 'hex').copy(entries, 0)

@@ -59,7 +59,10 @@ export async function tryAttaching(): Promise<Trial> {
   try {
     await tryAll(attempt)
   } finally {
-    if (!isDevKernels()) for (const number of used) if (!withNode.has(number)) unmakeNode(number)
+    if (!isDevKernels()) {
+      // Attached by another meanwhile, who uses the node
+      for (const number of used) if (!withNode.has(number) && !sysfs.isBound(number)) unmakeNode(number)
+    }
     if (control >= 0) await removeMade(control, made)
   }
   return trial
@@ -88,7 +91,7 @@ async function tryAll(attempt: Attempt): Promise<void> {
   }
   for (const [name, image] of [
     ['mbr', mbr()],
-    ['gpt', await gpt()],
+    ['gpt', gpt()],
   ] as const) {
     try {
       await attached(attempt, image, { partscan: true, overlap: 'allow' }, async ({ number }) => {
@@ -135,9 +138,9 @@ async function attached(
 ): Promise<void> {
   const file = trial.readOnly ? undefined : await temporaryFile(content)
   trial.readOnly = file === undefined
-  await within('attach', async (signal) => {
+  const work = async (signal: AbortSignal) => {
     try {
-      const given: AttachOptions = { ...options, signal, timeout: PATIENCE - 500 }
+      const given: AttachOptions = { ...options, signal, timeout: PATIENCE }
       const handle = await attachNamed(file, given)
       note(handle.number)
       try {
@@ -151,7 +154,9 @@ async function attached(
       if (number) note(Number(number))
       throw error
     }
-  })
+  }
+  // Attached, looked at, and detached
+  await within('attach', work, undefined, 3 * PATIENCE)
 }
 
 /** By its path, as most files are attached; the name is gone as soon as the device has the file. */
@@ -237,16 +242,17 @@ export async function within<T>(
   what: string,
   operation: (signal: AbortSignal) => Promise<T>,
   undo?: (result: T) => Promise<unknown>,
+  patience: number = PATIENCE,
 ): Promise<T> {
   const controller = new AbortController()
   const running = operation(controller.signal)
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => {
-      const error = refusal('timeout', what, `no answer within ${PATIENCE} ms`)
+      const error = refusal('timeout', what, `no answer within ${patience} ms`)
       controller.abort(error)
       reject(error)
-    }, PATIENCE)
+    }, patience)
   })
   try {
     return await Promise.race([running, late])

@@ -39,10 +39,9 @@ export function splitOptionalValues(words: string[]): string[] {
 
 function splitOptionalValue(word: string): string[] {
   if (OPTIONAL_VALUES.has(word)) return [`${word}=true`]
-  const short = /^-(r*)P(r*)(?:=(.*))?$/.exec(word)
-  if (!short) return [word]
-  const [, before, after, value = 'true'] = short
-  return [...(before || after ? ['-r'] : []), `--partscan=${value}`]
+  const [, flags, value = 'true', rest] = /^-(r*Pr*)(?:=(.*)|([osbn].*))?$/.exec(word) ?? []
+  if (flags === undefined) return [word]
+  return [...(flags.includes('r') ? ['-r'] : []), `--partscan=${value}`, ...(rest === undefined ? [] : [`-${rest}`])]
 }
 
 // A reader that went away is told to whoever writes; it must not end the process before that has undone its work.

@@ -113,16 +113,18 @@ function readPartition(directory: string, name: string): KnownPartition | [] {
   }
 }
 
-/** Links of the directory of a device without partitions: every directory in it is one, a partition's too. */
-let links: bigint | undefined
+/** Links of the directory of a device without partitions, attached and free: every directory in it is one. */
+const links = new Map<boolean, bigint>()
 
-/** Whether the device has partitions: to be asked at every attach and detach, so mostly by one stat(). */
+/** Whether the device has partitions: to be asked at every attach and detach, so mostly by two stat(). */
 export function hasPartitions(number: number): boolean {
   const directory = statSync(deviceDirectory(number))
-  if (typeof directory === 'number' || directory.nlink === links) return false
+  const bound = isBound(number)
+  if (typeof directory === 'number' || directory.nlink === links.get(bound)) return false
   const names = readDirectorySync(deviceDirectory(number))
   const found = typeof names !== 'number' && names.some((name) => name.startsWith(`loop${number}p`))
-  if (!found) links = directory.nlink
+  // Attached or detached meanwhile, its links would be those of the other.
+  if (!found && bound === isBound(number)) links.set(bound, directory.nlink)
   return found
 }
 

@@ -158,7 +158,7 @@ test('createNode: false makes none', async ({ folder, image }) => {
   const file = diskImage(image)
   const number = await freeDevice()
   const remote = await contained(folder)
-  const error = await remote.refused('node-missing', 'attach', file, { number, createNode: false, timeout: 50 })
+  const error = await remote.refused('node-missing', 'attach', file, { number, createNode: false, timeout: 0 })
   expect(error).toMatchObject({
     code: 'ENOENT',
     hint: expect.stringContaining(`mknod /dev/loop${number} b 7 ${number}`),

@@ -603,6 +603,20 @@ describe('partitions left by a process that was killed', () => {
     })
   }
 
+  test('a single one is seen too, after plain attachments of the same process', async ({ image }) => {
+    const one = image('one', 8 * MiB)
+    sfdisk(one, 'label: dos\nstart=2048, size=1024\n')
+    // The directory of an attached device without partitions has as many links as that of a free one with one.
+    await using plain = await attach(image('plain'))
+    await plain.detach()
+    const { number } = await leftover(one)
+    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
+    if (Object.keys(knownPartitions(number)).length === 0) return
+    await using device = await attach(image('next', 8 * MiB), { number })
+    expectNoPartitions(number)
+    expect(await device.partitions()).toEqual([])
+  })
+
   test('the next image has its own', async ({ image }) => {
     const { number } = await leftover(twoImage(image))
     await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
@@ -622,7 +636,7 @@ describe('partitions left by a process that was killed', () => {
     if (Object.keys(knownPartitions(number)).length === 0) return
     const again = await opener(`/dev/loop${number}p2`)
     for (const partscan of ['user', true, false] as const) {
-      const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 100 }))
+      const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 0 }))
       expect(error.holders).toContainEqual(expect.objectContaining({ device: `/dev/loop${number}p2`, pid: again.pid }))
       expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
     }
@@ -637,6 +651,41 @@ describe('partitions left by a process that was killed', () => {
     expect(places(number)).toEqual(twoOf(number))
     await device.detach()
     expectNoPartitions(number)
+  })
+})
+
+describe("overlap: 'reuse'", () => {
+  test('looks for partitions that are not there yet, and takes nothing away', async ({ image }) => {
+    const file = twoImage(image)
+    await using owner = await attach(file, { readOnly: true })
+    const given = { readOnly: true, overlap: 'reuse', partscan: 'user' } as const
+    const users = await Promise.all(Array.from({ length: 8 }, () => attach(file, given)))
+    for (const user of users) {
+      expect(user).toMatchObject({ number: owner.number, owned: false })
+      expectUsable(await user.partitions(), file)
+    }
+    expect(places(owner.number)).toEqual(twoOf(owner.number))
+    for (const user of users) await user.close()
+    expect(places(owner.number)).toEqual(twoOf(owner.number))
+    expect(await owner.detach()).toBe('detached')
+    expectNoPartitions(owner.number)
+  })
+
+  test('given up, it leaves the partitions of the owner', async ({ image }) => {
+    const file = twoImage(image)
+    await using owner = await attach(file, { readOnly: true, partscan: 'user' })
+    for (let calls = 1; ; calls++) {
+      const controller = new AbortController()
+      let seen = 0
+      observe(() => void (++seen === calls && controller.abort()))
+      const given = { readOnly: true, overlap: 'reuse', partscan: 'user', signal: controller.signal } as const
+      const user = await attach(file, given).catch(() => undefined)
+      observe(undefined)
+      expect(places(owner.number), `call ${calls}`).toEqual(twoOf(owner.number))
+      await user?.close()
+      if (seen < calls) break
+    }
+    expectUsable(await owner.partitions(), file)
   })
 })
 
