@@ -167,8 +167,7 @@ async function scanHere(handle: Handle, table: PartitionTable | undefined): Prom
   const known = sysfs.readPartitions(number)
   const stale = known.filter((partition) => !wanted.some((range) => isSame(range, partition)))
   const missing = wanted.filter((range) => !known.some((partition) => isSame(range, partition)))
-  await removePartitions(handle, descriptor, stale)
-  removeNodesOfGone(number, stale)
+  await removePartitions(handle, stale)
   try {
     await addPartitions(handle, missing)
   } catch (error) {
@@ -229,29 +228,26 @@ export async function removePresent({ number, descriptor }: Handle, ranges: read
 }
 
 /**
- * Removes partitions by an open descriptor of the device; their nodes stay. They outlive a detach on kernels up to 7.1
- * (K3).
+ * Removes all of them, and their nodes.
  *
  * @throws `in-use`, `permission`; nothing is removed then
  */
-export async function removePartitions(
-  handle: Handle,
-  fd: number,
-  partitions: readonly KnownPartition[],
-): Promise<void> {
+async function removePartitions(handle: Handle, partitions: readonly KnownPartition[]): Promise<void> {
+  const { number, descriptor } = handle
   const removed: KnownPartition[] = []
   for (const partition of partitions) {
-    const answer = await binding().blkPgDelPartition(fd, partition.number)
+    const answer = await binding().blkPgDelPartition(descriptor, partition.number)
     if (answer >= 0 || answer === -ENXIO) {
       removed.push(partition)
       continue
     }
     await restorePartitions(handle, removed)
     const asked = { partition: { number: partition.number } }
-    const holders = answer === -EBUSY ? await findHolders(handle.number, [fd, handle.descriptor]) : undefined
+    const holders = answer === -EBUSY ? await findHolders(number, [descriptor]) : undefined
     const own = holders?.filter(({ device }) => device === partition.path)
     throw explain(handle.failure('BLKPG', answer, { asked, holders: own }), 'BLKPG delete')
   }
+  removeNodesOfGone(number, partitions)
 }
 
 /**
@@ -330,12 +326,13 @@ export async function settlePartitions({ number, createNode }: Handle, deadline:
     const lacking: KnownPartition[] = []
     for (const partition of known) if (!(await hasNode(partition, createNode))) lacking.push(partition)
     const [first] = lacking
-    if (first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen) {
-      if (now - since >= quiet) return assertOpen(known, number)
-    }
+    const isSteady = first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen
+    if (isSteady && now - since >= quiet) return assertOpen(known, number)
     if (await deadline.pause(backoff(attempt))) continue
-    if (first === undefined)
-      throw refusal('timeout', 'ioctl', 'the partitions come and go', { path: devicePath(number) })
+    if (isSteady) return assertOpen(known, number)
+    if (first === undefined) {
+      throw refusal('timeout', 'open', 'the partitions come and go', { path: devicePath(number) })
+    }
     throw explain({ call: 'open', errno: -ENOENT, path: first.path, number, node: first.device }, 'open device')
   }
 }
