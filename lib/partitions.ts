@@ -19,17 +19,7 @@ import { explain, type Failure } from './reasons.ts'
 const { EBUSY, EEXIST, ENOENT, ENOTTY, ENXIO } = constants.errno
 
 /** A partition of an attached device; plain data. */
-export interface Partition {
-  /** The M of /dev/loopNpM. */
-  number: number
-  /** `/dev/loopNpM`. */
-  path: string
-  /** `major:minor`. */
-  device: string
-  /** Where it begins in the device, and how long it is, in bytes. */
-  start: number
-  size: number
-  readOnly: boolean
+export interface Partition extends KnownPartition {
   /** From here on: what the partition table says of it. Absent where there is none that does. */
   table?: 'gpt' | 'mbr'
   /** GPT: the GUID, upper case. MBR: two hexadecimal digits or one, `83`, `c`. */

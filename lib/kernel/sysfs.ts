@@ -77,12 +77,13 @@ export async function readPartitionNames(number: number): Promise<{ device: stri
 
 /** A partition as the kernel has it. */
 export interface KnownPartition {
+  /** The M of /dev/loopNpM. */
   number: number
-  /** `/dev/loop7p1`, whether there is such a node or not. */
+  /** `/dev/loopNpM`, whether there is such a node or not. */
   path: string
   /** `major:minor`, which has nothing to do with the device's. */
   device: string
-  /** Bytes. */
+  /** Where it begins in the device, and how long it is, in bytes. */
   start: number
   size: number
   readOnly: boolean
