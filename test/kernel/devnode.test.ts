@@ -1,7 +1,18 @@
 /** The nodes of devices and partitions in a /dev that the kernel does not look after, as a container has it. */
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
@@ -133,16 +144,9 @@ test('any free device, without a number', async ({ folder, image }) => {
 test('an attach that fails leaves no node', async ({ folder, image }) => {
   const damaged = diskImage(image)
   writeFileSync(damaged, Buffer.alloc(8), { flag: 'r+' })
-  execFileSync('dd', ['if=/dev/zero', `of=${damaged}`, 'bs=512', 'seek=1', 'count=1', 'conv=notrunc', 'status=none'])
-  execFileSync('dd', [
-    'if=/dev/zero',
-    `of=${damaged}`,
-    'bs=512',
-    'seek=16383',
-    'count=1',
-    'conv=notrunc',
-    'status=none',
-  ])
+  const fd = openSync(damaged, 'r+')
+  for (const header of [1, 16_383]) writeSync(fd, Buffer.alloc(512), 0, 512, header * 512)
+  closeSync(fd)
   const number = await freeDevice()
   const remote = await contained(folder)
   await remote.refused('bad-partition-table', 'attach', damaged, { number, partscan: 'user' })

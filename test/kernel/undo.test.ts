@@ -40,7 +40,7 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
   ]
   for (const [name, given] of cases) {
     for (const how of ['aborted', 'out of time'] as const) {
-      test(`${name}, ${how}`, async ({ image }) => {
+      test(`${name}, ${how}`, { timeout: 60_000 }, async ({ image }) => {
         const file = image('disk', 8 << 20)
         if (given.partscan === 'user') sfdisk(file, TWO)
         const number = unusedNumber()
