@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import { backoff, type Deadline } from './deadline.ts'
 import { devicePath } from './handle.ts'
-import { findHoldersSoon } from './holders.ts'
+import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, removeNode } from './kernel/devnode.ts'
 import { minorOfDevice } from './kernel/features.ts'
@@ -88,7 +88,7 @@ export async function removeDevice(control: number, number: number, deadline: De
         errno: answer,
         path: devicePath(number),
         number,
-        holders: isOpen ? await findHoldersSoon(number) : undefined,
+        holders: isOpen ? await findHolders(number) : undefined,
         effort: tries(attempt, deadline),
       })
     }

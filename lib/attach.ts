@@ -20,6 +20,7 @@ import { configure, type Settings, verify } from './configure.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
+import { findHolders } from './holders.ts'
 import { checkDeviceNode, devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
@@ -32,7 +33,7 @@ import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
 import { probeGptBlockSize } from './partition-table.ts'
 import { addFromTable, dropLeftovers, removePresent, settlePartitions } from './partitions.ts'
-import { diagnose, explain, explainAsking, type Failure, type Role } from './reasons.ts'
+import { diagnose, explain, type Failure, type Role, withStatus } from './reasons.ts'
 
 const { EEXIST, ENOENT } = constants.errno
 
@@ -405,8 +406,8 @@ class Attachment {
     try {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
-      const busy = await dropLeftovers(number, fd)
-      if (busy) return await this.#avoid(busy, busy.call === 'open' ? 'open device' : 'BLKPG delete')
+      const busy = await dropLeftovers(number)
+      if (busy) return await this.#avoid({ ...busy, fd }, busy.call === 'open' ? 'open device' : 'BLKPG delete')
       const failure = await configure(target, this.#deadline)
       if (failure) return await this.#classify(failure)
       attached = true
@@ -474,16 +475,21 @@ class Attachment {
 
   /** Partitions are left on the device that cannot be removed: another one will do. */
   async #avoid(failure: Failure, role: Role): Promise<Refused> {
-    return this.#wanted.number === undefined ? { failure, role, reason: 'in-use' } : this.#classify(failure, role)
+    const { number } = this.#wanted
+    if (number === undefined) return { failure: { ...failure, fd: undefined }, role, reason: 'in-use' }
+    const holders = await findHolders(number, failure.fd === undefined ? [] : [failure.fd])
+    return this.#classify({ ...failure, holders }, role)
   }
 
   /** A failure that will stay is thrown; one that may pass is returned. */
   async #classify(failure: Failure, role?: Role): Promise<Refused> {
-    const error = await explainAsking(failure, role)
+    const known = await withStatus(failure)
+    const error = explain(known, role)
     const passes =
       MAY_PASS.has(error.reason) || (error.reason === 'already-attached' && this.#wanted.number === undefined)
     if (!passes) throw error
-    return { failure, reason: error.reason, ...(role && { role }) }
+    // The descriptor will be closed by the time it is told.
+    return { failure: { ...known, fd: undefined }, reason: error.reason, ...(role && { role }) }
   }
 }
 

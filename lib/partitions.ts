@@ -5,7 +5,7 @@ import { checkOptions, wrongValue } from './arguments.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
 import { devicePath, type Handle, openDevice } from './handle.ts'
-import { findHolders, findHoldersSoon } from './holders.ts'
+import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { checkNode, isDevKernels, isStaleNode, makeNode, removeNode } from './kernel/devnode.ts'
 import { close, O_EXCL, O_RDONLY, open, readAt, unlinkSync } from './kernel/files.ts'
@@ -245,19 +245,18 @@ async function removePartitions(handle: Handle, partitions: readonly KnownPartit
  * free device. The failure, where one of them is in use: its user would read and write the next image. While the device
  * is open exclusively nobody else attaches to it.
  */
-export async function dropLeftovers(number: number, fd: number): Promise<Failure | undefined> {
+export async function dropLeftovers(number: number): Promise<Failure | undefined> {
   if (!sysfs.hasPartitions(number) || sysfs.isBound(number)) return undefined
   const left = sysfs.readPartitions(number)
   const failure = { path: devicePath(number), number }
   const exclusive = await openDevice(number, O_RDONLY | O_EXCL)
-  if (exclusive < 0) return { ...failure, call: 'open', errno: exclusive, holders: await findHoldersSoon(number, [fd]) }
+  if (exclusive < 0) return { ...failure, call: 'open', errno: exclusive }
   try {
     if ((await binding().loopGetStatus64(exclusive, newInfo())) !== -ENXIO) return undefined
-    for (const { number: index, path } of left) {
+    for (const { number: index } of left) {
       const errno = await binding().blkPgDelPartition(exclusive, index)
       if (errno >= 0 || errno === -ENXIO) continue
-      const holders = (await findHoldersSoon(number, [fd, exclusive])).filter(({ device }) => device === path)
-      return { ...failure, call: 'BLKPG', errno, holders, asked: { partition: { number: index } } }
+      return { ...failure, call: 'BLKPG', errno, asked: { partition: { number: index } } }
     }
     return undefined
   } finally {

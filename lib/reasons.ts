@@ -639,19 +639,20 @@ export function explain(failure: Failure, role?: Role): LoopError {
 /** Failures whose cause LOOP_GET_STATUS64 helps to tell. */
 const ASKED_FOR = new Set(['EBUSY', 'EINVAL'])
 
-/** {@link explain}, after asking the device what it is, within 50 ms. */
-export async function explainAsking(failure: Failure, role?: Role): Promise<LoopError> {
-  const isAsked = ASKED_FOR.has(errnoName(failure.errno))
-  return explain(isAsked ? { ...failure, status: await askStatus(failure) } : failure, role)
+/** The failure, with what the device says of itself within 50 ms where that helps to tell the cause. */
+export async function withStatus(failure: Failure): Promise<Failure> {
+  if (failure.status !== undefined || !ASKED_FOR.has(errnoName(failure.errno))) return failure
+  return { ...failure, status: await askStatus(failure) }
 }
 
-/** {@link explainAsking}, and where somebody uses the device, who. */
+/** {@link explain}, after asking the device what it is and, where somebody uses it, looking who. */
 export async function diagnose(failure: Failure, role?: Role): Promise<LoopError> {
-  const error = await explainAsking(failure, role)
+  const known = await withStatus(failure)
+  const error = explain(known, role)
   const { number, fd, holders } = failure
   if (error.reason !== 'in-use' || number === undefined || holders) return error
   const found = await findHoldersSoon(number, fd === undefined ? [] : [fd])
-  return found.length > 0 ? explainAsking({ ...failure, holders: found }, role) : error
+  return found.length > 0 ? explain({ ...known, holders: found }, role) : error
 }
 
 function said(text: Text | undefined, failure: Failure): string | undefined {
