@@ -25,7 +25,8 @@ import { checkDeviceNode, devicePath, Handle, openDevice, readDiskSeq } from './
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
 import { observeDiskSeq, pageSize } from './kernel/features.ts'
-import { close, isNodeNewerThan, O_RDONLY, O_RDWR, readAt } from './kernel/files.ts'
+import { close, isNodeNewerThan, O_RDONLY, O_RDWR, open, readAt, unlink } from './kernel/files.ts'
+import { isUdevRunning } from './kernel/surroundings.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { LoopInfo64 } from './kernel/uapi.ts'
 import { type ControlLock, lockControl } from './lock.ts'
@@ -211,6 +212,8 @@ class Attachment {
   readonly #made = new Set<number>()
   /** Nodes made on the way, by the device's number, each with its `major:minor`; removed again too. */
   readonly #nodes = new Map<number, string>()
+  /** udev has not seen that the device was opened for writing. */
+  #unwatched = false
   /** Refusals of the same device for the same reason, in a row. */
   #refused = { number: -1, reason: 'unknown' as LoopErrorReason, times: 0 }
   /** How the last attempt ended, and which it was. */
@@ -429,6 +432,8 @@ class Attachment {
 
   /** With its node made, where it is missing in a /dev that the kernel does not look after. */
   async #openDevice(number: number, flags: number): Promise<number> {
+    const unwatched = flags === O_RDWR && this.#settings.partscan ? await this.#openUnwatched(number) : -ENOENT
+    if (unwatched >= 0) return unwatched
     const fd = await openDevice(number, flags)
     const device = fd === -ENOENT && this.#wanted.createNode ? sysfs.readDeviceNumbers(number) : undefined
     if (device === undefined || isDevKernels()) return fd
@@ -438,6 +443,22 @@ class Attachment {
     if (made < 0 && made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, number }, 'make node')
     if (made >= 0) this.#nodes.set(number, device)
     return openDevice(number, flags)
+  }
+
+  /**
+   * K4: for writing, by a node of our own. udev watches that of the device: when one who could write closes it, udev has
+   * the kernel read the partition table again, and the partitions vanish for a moment after the attach has resolved.
+   */
+  async #openUnwatched(number: number): Promise<number> {
+    const device = isUdevRunning() ? sysfs.readDeviceNumbers(number) : undefined
+    if (device === undefined || !isDevKernels()) return -ENOENT
+    const path = `/dev/.loopctl-${process.pid}-${number}`
+    const made = await makeNode(path, device)
+    if (made < 0) return made
+    const fd = await open(path, O_RDWR)
+    await unlink(path)
+    if (fd >= 0) this.#unwatched = true
+    return fd
   }
 
   /** The last moment at which giving up costs nothing. */
@@ -462,6 +483,8 @@ class Attachment {
     const { partscan } = this.#wanted
     let added: Awaited<ReturnType<typeof addFromTable>> = []
     try {
+      // K9, 5.18 to 6.14: nothing but the close that it watches for tells udev of a new attachment.
+      if (this.#unwatched) await sysfs.announce(handle.number)
       if (partscan === 'user') added = await addFromTable(handle)
       if (partscan !== false) await settlePartitions(handle, this.#deadline)
       return handle

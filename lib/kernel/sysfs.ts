@@ -1,6 +1,17 @@
 /** /sys/block/loopN: what can be known of a device without opening it, and without privileges. */
 
-import { existsSync, readDirectory, readDirectorySync, readFile, readFileSync, statSync } from './files.ts'
+import {
+  close,
+  existsSync,
+  O_WRONLY,
+  open,
+  readDirectory,
+  readDirectorySync,
+  readFile,
+  readFileSync,
+  statSync,
+  writeAt,
+} from './files.ts'
 
 const BLOCK = '/sys/block'
 
@@ -35,6 +46,15 @@ export async function readNumbers(): Promise<number[] | number> {
     .filter((digits) => digits !== undefined)
     .map(Number)
     .toSorted((a, b) => a - b)
+}
+
+/** Has the kernel tell udev of the device once more. Nothing comes of it where sysfs cannot be written. */
+export async function announce(number: number): Promise<void> {
+  const fd = await open(`${BLOCK}/loop${number}/uevent`, O_WRONLY)
+  if (fd < 0) return
+  const change = Buffer.from('change')
+  await writeAt(fd, change, change.length, 0)
+  await close(fd)
 }
 
 /** The files of one device, each read once; undefined: there is no such device. */
