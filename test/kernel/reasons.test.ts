@@ -10,6 +10,7 @@ import { binding } from '../../lib/kernel/binding.ts'
 import { encodeConfig } from '../../lib/kernel/uapi.ts'
 import * as ioctl from '../../lib/ioctl.ts'
 import { explain } from '../../lib/reasons.ts'
+import { OWN_DEV, privately } from './environments.ts'
 import { failure, openFile, sysfs, test, unusedNumber } from './support.ts'
 
 const MiB = 1 << 20
@@ -362,4 +363,23 @@ describe('a filesystem that hangs', () => {
       spawnSync('umount', ['--quiet', mountPoint])
     }
   })
+})
+
+describe('no loop driver', () => {
+  for (const [name, script, code] of [
+    ['no node, and none in sysfs', 'mount -t tmpfs none /sys/class/misc', 'ENOENT'],
+    ['a node that nothing stands behind', 'mknod "$dev"/loop-control c 10 254', 'ENODEV'],
+  ] as const) {
+    test(name, ({ folder, image }) => {
+      const dev = join(folder, 'dev')
+      mkdirSync(dev)
+      const enter = privately(`${OWN_DEV}; rm "$dev"/loop-control; ${script}; mount --move "$dev" /dev`)
+      const [program, ...words] = [...enter(dev), process.execPath, 'dist/cli/main.js', 'attach', '--json']
+      const { status, stdout, stderr } = spawnSync(program, [...words, image('image')], { encoding: 'utf8' })
+      expect({ status, stdout }).toEqual({ status: 1, stdout: '' })
+      const { error } = JSON.parse(stderr) as { error: LoopError }
+      expect(error).toMatchObject({ reason: 'no-loop-driver', code, path: '/dev/loop-control' })
+      expect(error.hint).toContain('modprobe loop')
+    })
+  }
 })
