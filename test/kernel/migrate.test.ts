@@ -96,9 +96,14 @@ function makeExt4(path: string, witness: Buffer): string {
   return path
 }
 
+/** None of them a zero, which would be the same as a hole. */
+function randomData(bytes: number): Buffer {
+  return Buffer.from(randomBytes(bytes).map((byte) => byte || 1))
+}
+
 /** A file of bytes that are nowhere the same. */
 function makeRandom(path: string, bytes = MiB): string {
-  writeFileSync(path, randomBytes(bytes))
+  writeFileSync(path, randomData(bytes))
   return path
 }
 
@@ -107,7 +112,7 @@ function makeSparse(path: string): string {
   writeFileSync(path, '')
   truncateSync(path, 64 * MiB)
   const fd = openSync(path, 'r+')
-  for (const at of [0, 20 * MiB, 63 * MiB]) writeSync(fd, randomBytes(MiB), 0, MiB, at)
+  for (const at of [0, 20 * MiB, 63 * MiB]) writeSync(fd, randomData(MiB), 0, MiB, at)
   closeSync(fd)
   return path
 }
