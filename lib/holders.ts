@@ -40,7 +40,7 @@ async function collect(
   ownDescriptors: readonly number[],
   isLate: () => boolean,
 ): Promise<void> {
-  const devices = await devicesOf(number)
+  const devices = devicesOf(number)
   found.push(...(await mounts(devices)))
   found.push(...(await swaps(devices)))
   found.push(...(await stackedBlockDevices(number, devices)))
@@ -106,10 +106,10 @@ function describeHolder(holder: Holder): string {
   }
 }
 
-async function devicesOf(number: number): Promise<Devices> {
+function devicesOf(number: number): Devices {
   const devices = new Map<string, string>()
   devices.set(sysfs.readDeviceNumbers(number) ?? `7:${minorOfDevice(number)}`, `/dev/loop${number}`)
-  for (const { device, name } of await sysfs.readPartitionNames(number)) devices.set(device, `/dev/${name}`)
+  for (const { device, path } of sysfs.readPartitions(number)) devices.set(device, path)
   return devices
 }
 

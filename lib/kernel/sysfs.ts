@@ -82,19 +82,6 @@ export async function readBackingFile(number: number): Promise<string | undefine
   return backingFileOf(await readFile(`${deviceDirectory(number)}/loop/backing_file`)) ?? undefined
 }
 
-/** The partitions that the kernel knows: `7:1` or `259:0`, and `loop7p1`. */
-export async function readPartitionNames(number: number): Promise<{ device: string; name: string }[]> {
-  const names = await readDirectory(deviceDirectory(number))
-  if (typeof names === 'number') return []
-  const partitions: { device: string; name: string }[] = []
-  for (const name of names) {
-    if (!name.startsWith(`loop${number}p`)) continue
-    const device = text(await readFile(`${deviceDirectory(number)}/${name}/dev`))
-    if (device !== undefined) partitions.push({ device, name })
-  }
-  return partitions
-}
-
 /** A partition as the kernel has it. */
 export interface KnownPartition {
   /** The M of /dev/loopNpM. */
