@@ -1,6 +1,7 @@
 /** The command's words, and what each of them does. */
 
 import { createRequire } from 'node:module'
+import { styleText } from 'node:util'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import type { AttachOptions } from '../attach.ts'
 import { LoopControl } from '../control.ts'
@@ -9,6 +10,7 @@ import { doctor, type DoctorReport } from '../doctor.ts'
 import { find, list, type LoopInfo } from '../list.ts'
 import type { DeviceRef } from '../open.ts'
 import { LOWER_TAG } from '../stack.ts'
+import { bashCompletion } from './completion.ts'
 import { withProgress } from './progress.ts'
 import { runWithDevice } from './run.ts'
 import {
@@ -39,19 +41,22 @@ export function makeProgram(): Command {
     .version(version)
     .exitOverride()
     .showHelpAfterError('(loopctl --help tells the usage)')
+    .addHelpText('after', () => `\n${NOTES.map(([title, text]) => `${title}: ${text}`).join('\n')}`)
 
   withAttachOptions(command(program, 'attach', 'attach a file, and print the device'))
     .argument('<file>', FILE)
     .action(attachAction)
-  withAttachOptions(command(program, 'run', 'attach a file for as long as a command runs'))
+  withAttachOptions(
+    command(program, 'run', 'attach a file for as long as a command runs, with the device in LOOP_DEVICE'),
+  )
     .usage('[options] <file> -- <command...>')
     .argument('<file>', FILE)
-    .argument('<command...>', 'what to run, with the device in LOOP_DEVICE')
+    .argument('<command...>', 'what to run; signals and the exit status are passed on')
     .action(runAction)
   command(program, 'detach', 'detach, and tell whether it happened')
     .argument('[devices...]', DEVICE, parseDevices)
     .option('--lazy', 'where it is in use, leave it to the kernel to detach it after that')
-    .option('--timeout <ms>', 'how long to wait for what passes by itself', parseWholeNumber)
+    .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 5000)', parseWholeNumber)
     .option('--file <file>', 'the devices attached to this file')
     .action(detachAction)
   command(program, 'list', 'the attached devices')
@@ -80,11 +85,11 @@ export function makeProgram(): Command {
     .action(resizeAction)
   command(program, 'set', 'change settings of an attached device')
     .argument('<device>', DEVICE, parseDevice)
-    .option('--direct-io <switch>', 'on or off: bypass the page cache for the backing file', parseSwitch)
+    .option('--direct-io <on|off>', 'bypass the page cache for the backing file', parseSwitch)
     .option('--block-size <bytes>', 'logical block size', parseSize)
     .option('--offset <bytes>', 'where in the file the device begins', parseSize)
     .option('--size-limit <bytes>', 'how much of the file it shows at most; 0: all', parseSize)
-    .option('--autoclear <switch>', 'on or off: detach when the last user closes it', parseSwitch)
+    .option('--autoclear <on|off>', 'detach when the last user closes it', parseSwitch)
     .option('--partscan', 'let the kernel look for partitions')
     .option('--reference <tag>', 'a tag of at most 63 bytes')
     .action(setAction)
@@ -98,8 +103,20 @@ export function makeProgram(): Command {
   command(program, 'remove', 'remove free devices').argument('<devices...>', DEVICE, parseDevices).action(removeAction)
   command(program, 'free', 'print a free device; nothing is reserved').action(freeAction)
   command(program, 'doctor', 'whether attaching works here, and what stands in its way').action(doctorAction)
+  program
+    .command('completion')
+    .description('print the completion script for bash')
+    .action(() => print(bashCompletion(program)))
   return program
 }
+
+/** What holds for every command: below the help, and in the manual page. */
+export const NOTES = [
+  ['Devices', '7, loop7 or /dev/loop7.'],
+  ['Sizes', 'bytes, or with a unit: 1M and 1MiB are 1024 * 1024, 1MB is 1000 * 1000.'],
+  ['Exit status', '0 done, 1 failed, 2 wrong usage, 130 interrupted, after undoing.'],
+  ['Environment', 'Colours are for terminals; NO_COLOR=1 turns them off, FORCE_COLOR=1 on.'],
+] as const
 
 const FILE = 'an image, or any file or block device'
 const DEVICE = '7, loop7 or /dev/loop7'
@@ -113,7 +130,7 @@ function withAttachOptions(target: Command): Command {
     .option('-r, --read-only', 'attach read-only')
     .option('-o, --offset <bytes>', 'where in the file the device begins', parseSize)
     .option('-s, --size-limit <bytes>', 'how much of the file it shows at most', parseSize)
-    .option('-b, --block-size <bytes>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
+    .option('-b, --block-size <bytes|auto>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
     .addOption(
       new Option('--direct-io [=prefer]', 'bypass the page cache for the file; prefer: where it can be').argParser(
         parseDirectIO,
@@ -387,16 +404,22 @@ async function doctorAction({ json }: Json): Promise<void> {
   })
 }
 
-const MARKS = { ok: '✓', warning: '!', failure: '✗' } as const
+const MARKS = { ok: ['green', '✓'], warning: ['yellow', '!'], failure: ['red', '✗'] } as const
 
 /** Each check on a line, and under it what to do. */
 function doctorTable({ checks, canAttach }: DoctorReport): string {
   const width = Math.max(...checks.map(({ name }) => name.length))
   const lines = checks.flatMap(({ name, status, message, remedy }) => [
-    `${MARKS[status]} ${name.padEnd(width)}  ${printable(message)}`,
+    `${mark(status)} ${name.padEnd(width)}  ${printable(message)}`,
     remedy === undefined ? [] : `  ${' '.repeat(width)}  -> ${printable(remedy)}`,
   ])
   return `${[...lines.flat(), '', `attaching ${canAttach ? 'works' : 'does not work'}`].join('\n')}\n`
+}
+
+/** In colour on a terminal: Node looks at that, and at NO_COLOR and FORCE_COLOR. */
+function mark(status: keyof typeof MARKS): string {
+  const [colour, sign] = MARKS[status]
+  return styleText(colour, sign, { stream: process.stdout })
 }
 
 function printDevice(number: number, json: true | undefined): Promise<void> {

@@ -6,7 +6,8 @@ import type { Progress } from '../change.ts'
 export async function withProgress<T>(
   operation: (onProgress: ((progress: Progress) => void) | undefined) => Promise<T>,
 ): Promise<T> {
-  if (!process.stderr.isTTY) return operation(undefined)
+  // The bar is drawn by moving the cursor, which a dumb terminal cannot do; it has no colours.
+  if (!process.stderr.isTTY || process.env['TERM'] === 'dumb') return operation(undefined)
   // Loaded only here: most commands show no bar.
   const { SingleBar, Presets } = await import('cli-progress')
   const bar = new SingleBar(

@@ -1,6 +1,6 @@
 /** What the example tells to grant is what the tests in containers grant, and no more. */
 
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { LEAST, type Privileges, ROOT } from './runc.ts'
@@ -53,6 +53,14 @@ describe('the example', () => {
       ...LEAST.devices.map((path) => `--device ${path}`),
       ...LEAST.deviceRules.map((rule) => `--device-cgroup-rule '${rule}'`),
     ])
+  })
+
+  test('the Dockerfile copies what a build makes', () => {
+    const sources = [
+      ...readFileSync(join(FOLDER, 'Dockerfile'), 'utf8').matchAll(/^COPY --from=build \/loopctl\/(\S+)/gm),
+    ]
+    expect(sources.length).toBeGreaterThan(0)
+    for (const [, path = ''] of sources) expect(existsSync(join(ROOT, path)), path).toBe(true)
   })
 
   test('what is granted beyond that is seen', () => {

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { describe, expect } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { test } from './support.ts'
 
 const EXAMPLES = fileURLToPath(new URL('../../examples', import.meta.url))
@@ -20,6 +20,11 @@ async function runExample(folder: string, script: string, ...words: string[]): P
   expect(readFileSync('/proc/self/mountinfo', 'utf8')).not.toContain(folder)
   return stdout.trimEnd().split('\n')
 }
+
+it('there is no example that no test runs', () => {
+  // support.js is a part of both; test/container has that of the containers.
+  expect(readdirSync(EXAMPLES).toSorted()).toEqual(['README.md', 'container', 'failover', 'installer', 'support.js'])
+})
 
 describe('installer', () => {
   test.for(['squashfs', 'erofs', 'ext4', 'xfs'])(

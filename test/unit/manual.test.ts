@@ -1,0 +1,25 @@
+import { execFileSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { expect, test } from 'vitest'
+import { makeProgram } from '../../lib/cli/commands.ts'
+import { env, findMissing } from '../programs.ts'
+
+const PAGE = 'man/loopctl.1'
+
+test('the manual page is what scripts/manual.js writes', () => {
+  const written = execFileSync(process.execPath, ['scripts/manual.js'], { encoding: 'utf8' })
+  expect(written, 'npm run build:manual').toBe(readFileSync(PAGE, 'utf8'))
+})
+
+test.skipIf(findMissing('the manual page', 'groff').length > 0)('groff sets it without a warning, all of it', () => {
+  const words = ['-man', '-ww', '-Tascii', '-P-c', '-P-b', '-P-u', '-rLL=200n', PAGE]
+  const text = execFileSync('sh', ['-c', 'exec groff "$@" 2>&1', 'sh', ...words], { encoding: 'utf8', env })
+  expect(text).not.toContain('warning')
+  for (const command of makeProgram().commands) {
+    expect(text).toContain(`   ${command.name()} ${command.usage()}`)
+    for (const { flags, description } of command.options) {
+      expect(text.replaceAll(/\s+/g, ' ')).toContain(flags)
+      expect(description).not.toBe('')
+    }
+  }
+})
