@@ -1,4 +1,4 @@
-/** What both examples do when something goes wrong, and at the end. */
+/** What the examples, and the benchmarks, do when something goes wrong, and at the end. */
 
 import { LoopError } from 'loopctl'
 

@@ -1,0 +1,143 @@
+/** One device: attached, looked at, detached. */
+
+import { execFileSync } from 'node:child_process'
+import { closeSync, openSync, writeSync } from 'node:fs'
+import { attach } from 'loopctl'
+import * as ioctl from 'loopctl/ioctl'
+import { time } from '../measure.js'
+
+/** @typedef {import('../run.js').Bench} Bench */
+
+const BATCH = 20
+/** Programs that are started take longer, and single calls shorter. */
+const FEW = 5
+const MANY = 200
+
+/** @param {number} control @param {string} file */
+function attachSync(control, file) {
+  const backing = openSync(file, 'r+')
+  const device = openSync(`/dev/loop${ioctl.loopCtlGetFreeSync(control)}`, 'r+')
+  ioctl.loopConfigureSync(device, { fd: backing, info: { flags: ioctl.LO_FLAGS_AUTOCLEAR } })
+  closeSync(backing)
+  ioctl.loopGetStatus64Sync(device)
+  ioctl.loopClrFdSync(device)
+  closeSync(device)
+}
+
+/** @param {string} file @param {string[]} options */
+function losetup(file, ...options) {
+  const device = execFileSync('losetup', [...options, '--find', '--show', file], { encoding: 'utf8' }).trim()
+  execFileSync('losetup', ['--detach', device])
+}
+
+/** @param {Bench} bench */
+export async function attachStatusDetach({ workshop, baseline, turns }) {
+  const control = openSync('/dev/loop-control', 'r+')
+  try {
+    for (const [folder, where, atMost] of /** @type {const} */ ([
+      [workshop.memory, 'tmpfs', 2.5],
+      [workshop.disk, 'ext4', 1.5],
+    ])) {
+      const file = workshop.image(folder, 'disk')
+      await turns(
+        `attach, status, detach; file on ${where}`,
+        {
+          'C, bare': () => baseline.ask('attach', BATCH, file),
+          'C, careful': () => baseline.ask('careful', BATCH, file),
+          'loopctl/ioctl, sync': () => time(BATCH, () => attachSync(control, file)),
+          'loopctl': () =>
+            time(BATCH, async () => {
+              const device = await attach(file)
+              await device.status()
+              await device.detach()
+            }),
+          'losetup': () => time(FEW, () => losetup(file)),
+        },
+        [
+          { of: 'loopctl/ioctl, sync', to: 'C, bare', atMost: 1.1 },
+          { of: 'loopctl', to: 'C, careful', atMost },
+          { of: 'loopctl', to: 'C, bare' },
+          { of: 'losetup', to: 'loopctl', atLeast: 20 },
+        ],
+      )
+    }
+  } finally {
+    closeSync(control)
+  }
+}
+
+/** @param {Bench} bench */
+export async function attachWithOptions({ workshop, baseline, turns }) {
+  const size = 1 << 20
+  const file = workshop.image(workshop.memory, 'options', 4 * size)
+  const partitioned = workshop.image(workshop.memory, 'partitioned', 4 * size)
+  writePartitionTable(partitioned, size, size)
+  /** @type {[what: string, file: string, words: number[], options: import('loopctl').AttachOptions, losetup: string[]][]} */
+  const rows = [
+    ['read-only', file, [1], { readOnly: true }, ['--read-only']],
+    ['offset', file, [0, size], { offset: size }, ['--offset', `${size}`]],
+    ['size limit', file, [0, 0, size], { sizeLimit: size }, ['--sizelimit', `${size}`]],
+    ['block size', file, [0, 0, 0, 4096], { blockSize: 4096 }, ['--sector-size', '4096']],
+    ["partscan: 'user'", partitioned, [0, 0, 0, 0, size, size], { partscan: 'user' }, ['--partscan']],
+  ]
+  for (const [what, image, words, options, flags] of rows) {
+    await turns(
+      `attach, detach; ${what}`,
+      {
+        'C, bare': () => baseline.ask('attach', BATCH, image, ...words),
+        'loopctl': () =>
+          time(BATCH, async () => {
+            const device = await attach(image, options)
+            await device.detach()
+          }),
+        'losetup': () => time(FEW, () => losetup(image, ...flags)),
+      },
+      [
+        { of: 'loopctl', to: 'C, bare' },
+        { of: 'losetup', to: 'loopctl', atLeast: 20 },
+      ],
+    )
+  }
+}
+
+/**
+ * An MBR of one partition.
+ *
+ * @param {string} file
+ * @param {number} start
+ * @param {number} length
+ */
+function writePartitionTable(file, start, length) {
+  const sector = Buffer.alloc(512)
+  sector.writeUInt8(0x83, 446 + 4)
+  sector.writeUInt32LE(start / 512, 446 + 8)
+  sector.writeUInt32LE(length / 512, 446 + 12)
+  sector.writeUInt16LE(0xaa55, 510)
+  const fd = openSync(file, 'r+')
+  writeSync(fd, sector)
+  closeSync(fd)
+}
+
+/** @param {Bench} bench */
+export async function status({ workshop, baseline, turns }) {
+  const device = await attach(workshop.image(workshop.memory, 'status'))
+  try {
+    await turns(
+      'status',
+      {
+        'C, ioctl': () => baseline.ask('status', MANY, device.number, 0),
+        'C, ioctl and sysfs': () => baseline.ask('status', BATCH, device.number, 1),
+        'loopctl/ioctl, sync': () => time(MANY, () => ioctl.loopGetStatus64Sync(device.fd)),
+        'loopctl': () => time(BATCH, () => device.status()),
+        'losetup': () => time(FEW, () => execFileSync('losetup', ['--list', device.path])),
+      },
+      [
+        { of: 'loopctl/ioctl, sync', to: 'C, ioctl' },
+        { of: 'loopctl', to: 'C, ioctl and sysfs' },
+        { of: 'losetup', to: 'loopctl' },
+      ],
+    )
+  } finally {
+    await device.detach()
+  }
+}
