@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os'
 import { getSystemErrorMap } from 'node:util'
-import { binding } from './kernel/binding.ts'
+import { binding, listPrebuilds } from './kernel/binding.ts'
 import type { Holder } from './holders.ts'
 
 /**
@@ -214,8 +214,10 @@ export function assertSupported(): void {
   try {
     binding()
   } catch (cause) {
-    throw refusal('unsupported-platform', 'load', `no usable binary for ${process.platform}-${process.arch}`, {
-      hint: 'build it from a checkout of the sources: npm ci',
+    const said = cause instanceof Error ? cause.message.split('\n', 1)[0] : String(cause)
+    const detail = `no usable binary for linux-${process.arch}; there is ${listPrebuilds().join(', ') || 'none'}: ${said}`
+    throw refusal('unsupported-platform', 'load', detail, {
+      hint: 'build one in a checkout of the sources on such a machine: npm ci && npx prebuildify --napi --tag-libc && npm pack',
       cause,
     })
   }

@@ -4,7 +4,8 @@ import { constants } from 'node:os'
 import { type LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { binding, type Binding } from './kernel/binding.ts'
 import { diskSeqCountsAttachments, hasDiskSeq, minorOfDevice, numberOfMinor } from './kernel/features.ts'
-import { close, closeSync, fstatSync, lstatSync, O_RDONLY, O_RDWR, open } from './kernel/files.ts'
+import { openNode } from './kernel/devnode.ts'
+import { close, closeSync, fstatSync, lstatSync, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import { readBackingFileSync } from './kernel/sysfs.ts'
 import {
   decodeInfo,
@@ -60,7 +61,7 @@ export async function openDevice(number: number, flags: number): Promise<number>
   const path = devicePath(number)
   const before = isDevice(lstatSync(path), number)
   if (before < 0) return before
-  const fd = await open(path, flags)
+  const fd = await openNode(path, flags)
   if (fd < 0) return fd
   const after = isDevice(fstatSync(fd), number)
   if (after === 0) return fd

@@ -4,11 +4,13 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -159,12 +161,25 @@ long LeaseProbe(Arguments& a) {
   if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return -errno;
   return Answer(::fcntl(fd, F_SETLEASE, F_UNLCK));
 }
-// As far as the kernel knows it: a server that does not answer is not asked.
+// As far as the kernel knows it: a server that does not answer is not asked. musl has a function only
+// since 1.2.5.
 long Statx(Arguments& a) {
   struct statx st{};
-  const long answer =
-      Answer(::statx(a.Int(0), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE, &st));
+  const long answer = Answer(
+      ::syscall(SYS_statx, a.Int(0), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE, &st));
   std::memcpy(a.data.data(), &st, sizeof st);
+  return answer;
+}
+// Makes the descriptor an exclusive one, under the same number. For runtimes whose fs opens nothing with
+// O_EXCL alone, and knows no descriptor that it has not opened.
+long ReopenExclusive(Arguments& a) {
+  if (const long refused = NeedLoopDevice(a.Int(0)); refused != 0) return refused;
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
+  const int exclusive = ::open(path, a.Int(1) | O_EXCL | O_CLOEXEC);
+  if (exclusive < 0) return -errno;
+  const long answer = Answer(::dup3(exclusive, a.Int(0), O_CLOEXEC));
+  ::close(exclusive);
   return answer;
 }
 // A node of a block device, for its owner only.
@@ -214,6 +229,7 @@ constexpr Call kCalls[] = {
     {"ficlone", FiClone, {kInt, kInt}},
     {"fadviseDontNeed", FadviseDontNeed, {kInt}},
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
+    {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
     {"mknodBlock", MknodBlock, {kIn, kInt, kInt}, kPathSize},
     {"pageSize", PageSize, {}},
 };

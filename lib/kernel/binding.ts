@@ -2,6 +2,7 @@
 
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
+import { readDirectorySync } from './files.ts'
 import { onPool, onPoolWithin } from './pool.ts'
 import { observed } from './seam.ts'
 
@@ -41,6 +42,7 @@ interface Calls {
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
+  reopenExclusive: [fd: number, flags: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   pageSize: []
 }
@@ -67,6 +69,19 @@ export function binding(): Binding {
   return (loaded ??= load())
 }
 
+/** What the package has a binary for: `linux-arm64 (glibc, musl)`; none in a checkout, which builds its own. */
+export function listPrebuilds(): string[] {
+  const folders = readDirectorySync(`${ROOT}/prebuilds`)
+  if (typeof folders === 'number') return []
+  return folders
+    .filter((folder) => folder.startsWith('linux-'))
+    .map((folder) => {
+      const files = readDirectorySync(`${ROOT}/prebuilds/${folder}`)
+      const tags = typeof files === 'number' ? [] : files.map((file) => file.split('.')[1])
+      return `${folder} (${tags.join(', ')})`
+    })
+}
+
 /** A call that may hang: undefined where it takes more than `ms`, or no thread is to be had for it in that time. */
 export function callWithin<Name extends CallName>(
   ms: number,
@@ -78,10 +93,12 @@ export function callWithin<Name extends CallName>(
   return onPoolWithin(ms, () => observed(name, call)(...values))
 }
 
+const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+
 function load(): Binding {
   const require = createRequire(import.meta.url)
   const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
-  addon = fromPackage(fileURLToPath(new URL('../..', import.meta.url)))
+  addon = fromPackage(ROOT)
   const result: Record<string, unknown> = {}
   for (const [name, call] of Object.entries(addon)) {
     const now = observed(name, call)

@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
-import { lstatSync, readLinkSync, unlinkSync } from './files.ts'
+import { close, lstatSync, O_EXCL, open, readLinkSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
 import { encodePath, formatDevice, majorOf } from './uapi.ts'
 
@@ -29,6 +29,16 @@ export function describeNode(path: string): string {
   if (node.isBlockDevice()) return `a node of block device ${formatDevice(node.rdev)}`
   if (node.isCharacterDevice()) return `a node of character device ${formatDevice(node.rdev)}`
   return node.isDirectory() ? 'a directory' : node.isFile() ? 'a plain file' : 'no device node'
+}
+
+/** open(2); Deno refuses O_EXCL without O_CREAT, so there the flag comes afterwards. */
+export async function openNode(path: string, flags: number): Promise<number> {
+  if ((flags & O_EXCL) === 0 || process.versions['deno'] === undefined) return open(path, flags)
+  const fd = await open(path, flags & ~O_EXCL)
+  if (fd < 0) return fd
+  const answer = await binding().reopenExclusive(fd, flags)
+  if (answer < 0) await close(fd)
+  return answer
 }
 
 /** mknod(2), mode 0600. 0 or the negative errno, EEXIST where there is something at the path. */

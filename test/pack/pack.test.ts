@@ -1,0 +1,188 @@
+/** The tarball that would be published: what is in it, and that it works where there is no compiler. */
+
+import { execFileSync, spawnSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { test as kernelTest } from '../kernel/support.ts'
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+const FIXTURES = fileURLToPath(new URL('fixtures', import.meta.url))
+const LIMIT = 300_000
+const PREBUILDS = ['arm64', 'x64'].flatMap((arch) =>
+  ['glibc', 'musl'].map((libc) => `prebuilds/linux-${arch}/loopctl.${libc}.node`),
+)
+
+const missing = whatIsMissing()
+if (missing !== '') {
+  if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but ${missing}`)
+  console.warn(`\n*** TESTS OF THE PACKAGE ARE SKIPPED: ${missing} ***\n`)
+}
+
+function whatIsMissing(): string {
+  if (!PREBUILDS.every((file) => existsSync(join(ROOT, file)))) return 'no prebuilds: npm run build:prebuilds'
+  if (process.arch !== 'x64') return 'the runtimes that are fetched are for x64'
+  const files = [
+    '/usr/bin/qemu-aarch64-static',
+    '/usr/aarch64-linux-gnu/lib/libstdc++.so.6',
+    '/lib/ld-musl-x86_64.so.1',
+  ].filter((file) => !existsSync(file))
+  return files.length === 0 ? '' : `no ${files.join(', ')} (Debian: qemu-user-static, libstdc++6-arm64-cross, musl)`
+}
+
+/** Without what npm tells the scripts that it runs. */
+const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^npm_/i.test(name)))
+
+let work = ''
+let tarball = ''
+let project = ''
+
+describe.skipIf(missing !== '')('the package', { timeout: LIMIT }, () => {
+  beforeAll(() => {
+    work = mkdtempSync(join(tmpdir(), 'loopctl-pack-'))
+    execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', work], { cwd: ROOT, env })
+    tarball = join(work, readdirSync(work)[0] ?? '')
+    project = install()
+  }, LIMIT)
+
+  afterAll(() => {
+    rmSync(work, { recursive: true, force: true })
+  })
+
+  test('holds the sources of lib/, what is made of them, the manual page, the binaries, and nothing else', () => {
+    const sources = readdirSync(join(ROOT, 'lib'), { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.ts'))
+      .map((file) => file.slice(0, -'.ts'.length))
+    const made = ['js', 'js.map', 'd.ts', 'd.ts.map']
+    const wanted = [
+      'LICENSE',
+      'README.md',
+      'man/loopctl.1',
+      'package.json',
+      ...sources.flatMap((name) => [`lib/${name}.ts`, ...made.map((extension) => `dist/${name}.${extension}`)]),
+      ...PREBUILDS,
+    ]
+    const packed = execFileSync('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n')
+    expect(packed.map((file) => file.replace(/^package\//, '')).toSorted()).toEqual(wanted.toSorted())
+  })
+
+  test('is small', () => {
+    expect(statSync(tarball).size).toBeLessThan(700_000)
+  })
+
+  test('has no script that package managers would block, and compiles nothing', () => {
+    const { scripts, gypfile } = JSON.parse(
+      execFileSync('tar', ['-xzOf', tarball, 'package/package.json'], { encoding: 'utf8' }),
+    ) as { scripts: Record<string, string>; gypfile: unknown }
+    expect(Object.keys(scripts)).not.toEqual(expect.arrayContaining([expect.stringMatching(/^(?:pre|post)?install$/)]))
+    // Otherwise npm publish tells the registry that there is one.
+    expect(gypfile).toBe(false)
+    expect(existsSync(join(project, 'node_modules/loopctl/build'))).toBe(false)
+    expect(existsSync(join(project, 'node_modules/.bin/loopctl'))).toBe(true)
+  })
+
+  test('says for which machines there is a binary, where there is none for this one', () => {
+    const script = `
+      Object.defineProperty(process, 'arch', { value: 'riscv64' })
+      const { attach, LoopError } = await import('loopctl')
+      const error = await attach('disk.img').catch((error) => error)
+      console.log(JSON.stringify({ is: LoopError.is(error), reason: error.reason, message: error.message, hint: error.hint }))`
+    const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
+      cwd: project,
+      env: { ...env, npm_config_arch: 'riscv64' },
+      encoding: 'utf8',
+    })
+    expect(JSON.parse(output)).toEqual({
+      is: true,
+      reason: 'unsupported-platform',
+      message: expect.stringMatching(
+        /no usable binary for linux-riscv64; there is linux-arm64 \(glibc, musl\), linux-x64 \(glibc, musl\): No native build was found/,
+      ),
+      hint: expect.stringContaining('npx prebuildify --napi --tag-libc && npm pack'),
+    })
+  })
+
+  const node = process.execPath
+  const musl = { LIBC: 'musl', LD_LIBRARY_PATH: 'musl', LD_PRELOAD: 'musl/ld-linux-x86-64.so.2' }
+  kernelTest.for([
+    { title: 'this Node', command: [node], file: 'linux-x64/loopctl.glibc.node' },
+    { title: 'this Node by require()', command: [node], file: 'linux-x64/loopctl.glibc.node', way: 'require' },
+    { title: 'Node 22 by require()', runtime: 'node22', file: 'linux-x64/loopctl.glibc.node', way: 'require' },
+    { title: 'Node 24', runtime: 'node24', file: 'linux-x64/loopctl.glibc.node' },
+    { title: 'Node 26', runtime: 'node26', file: 'linux-x64/loopctl.glibc.node' },
+    { title: 'Bun', runtime: 'bun', file: 'linux-x64/loopctl.glibc.node' },
+    { title: 'Bun by require()', runtime: 'bun', file: 'linux-x64/loopctl.glibc.node', way: 'require' },
+    // Less is not enough for /dev.
+    { title: 'Deno', runtime: 'deno', words: ['run', '--allow-all'], file: 'linux-x64/loopctl.glibc.node' },
+    {
+      title: 'Node for arm64, emulated',
+      command: ['qemu-aarch64-static', '-L', '/usr/aarch64-linux-gnu'],
+      runtime: 'node-arm64',
+      file: 'linux-arm64/loopctl.glibc.node',
+    },
+    { title: 'Bun for musl', runtime: 'bun-musl', file: 'linux-x64/loopctl.musl.node', variables: musl },
+  ])(
+    'attaches, changes and detaches on $title',
+    { timeout: LIMIT },
+    ({ command = [], runtime, words = [], file, way = 'import', variables = {} }, { image, folder }) => {
+      if (runtime === 'bun-musl') makeMusl()
+      const fetched = runtime === undefined ? [] : [fetchRuntime(runtime)]
+      const [program = '', ...rest] = [...command, ...fetched, ...words]
+      const [cd, disk] = [image('cd.img', 1 << 20, 7), image('disk.img', 1 << 20, 7)]
+      const { status, stdout, stderr } = spawnSync(program, [...rest, 'smoke.mjs', way, cd, disk], {
+        cwd: project,
+        env: { ...env, ...variables },
+        encoding: 'utf8',
+      })
+      expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+      expect(JSON.parse(stdout)).toEqual({
+        attached: join(folder, 'cd.img'),
+        size: 1 << 20,
+        readOnly: true,
+        changed: join(folder, 'disk.img'),
+        detached: 'detached',
+        left: false,
+        binary: join(project, 'node_modules/loopctl/prebuilds', file),
+      })
+    },
+  )
+})
+
+function fetchRuntime(name: string): string {
+  return execFileSync(join(ROOT, 'scripts/runtimes'), [name], { encoding: 'utf8', env }).trim()
+}
+
+function which(program: string): string {
+  return execFileSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' }).trim()
+}
+
+/** Into an empty project, with nothing to be found but node, npm and a shell. */
+function install(): string {
+  const folder = join(work, 'project')
+  const bin = join(work, 'bin')
+  mkdirSync(folder)
+  mkdirSync(bin)
+  symlinkSync(process.execPath, join(bin, 'node'))
+  symlinkSync(which('npm'), join(bin, 'npm'))
+  symlinkSync('/bin/sh', join(bin, 'sh'))
+  execFileSync('npm', ['install', '--prefer-offline', '--no-audit', '--no-fund', tarball], {
+    cwd: folder,
+    env: { ...env, PATH: bin },
+    stdio: 'pipe',
+  })
+  copyFileSync(join(FIXTURES, 'smoke.mjs'), join(folder, 'smoke.mjs'))
+  return folder
+}
+
+/** musl's loader finds there what Bun for musl needs beside it. */
+function makeMusl(): void {
+  const folder = join(project, 'musl')
+  mkdirSync(folder)
+  for (const library of ['libstdc++.so.6', 'libgcc_s.so.1']) {
+    copyFileSync(`/usr/lib/x86_64-linux-gnu/${library}`, join(folder, library))
+  }
+  const loader = join(folder, 'ld-linux-x86-64.so.2')
+  execFileSync('gcc', ['-shared', '-fPIC', '-nostdlib', '-o', loader, join(FIXTURES, 'glibc-for-musl.c')])
+}
