@@ -134,6 +134,7 @@ export async function attachFile(file: BackingFile, options?: AttachOptions): Pr
   const wanted = checkWanted(given)
   const deadline = checkDeadline(given, 10_000)
   assertSupported()
+  // K1, 6.11 and later: one that the kernel refuses leaves the device half configured.
   if (typeof wanted.blockSize === 'number') checkBlockSize('blockSize', wanted.blockSize, pageSize())
   deadline.throwIfAborted()
 

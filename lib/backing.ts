@@ -123,6 +123,7 @@ async function reopen(given: number, stat: BigIntStats, path: string): Promise<B
   })
 }
 
+/** K10, 6.15 to 6.17: one that the kernel refuses for what it is stays open for ever. */
 function refuseOtherTypes(stat: BigIntStats, path: string): void {
   if (stat.isFile() || stat.isBlockDevice()) return
   const type = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a FIFO' : 'neither a file nor a block device'

@@ -54,6 +54,7 @@ export async function configure(target: Target, deadline: Deadline): Promise<Fai
   const flags =
     statusFlags(settings) | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (directIO === false ? 0 : LO_FLAGS_DIRECT_IO)
   const config = encodeConfig(backing.fd, blockSize ?? 0, { offset, sizeLimit, fileName: reference, flags })
+  // K16, 6.15 and later: it flushes the file first. So it runs on the pool, as every call that takes a file.
   const answer = await binding().loopConfigure(fd, config)
   return answer < 0 ? failureOf(target, 'LOOP_CONFIGURE', answer) : undefined
 }

@@ -56,6 +56,7 @@ async function detachStrictly(handle: Handle, deadline: Deadline): Promise<Detac
 /**
  * One try that either detaches or leaves everything as it was. With the only other descriptor of ours closed and an
  * exclusive one open, the kernel's answer to LOOP_CLR_FD tells: gone, or deferred because of somebody's plain open.
+ * K12, up to 6.10: the device is free at once; held exclusively, it is nobody else's before we have looked.
  */
 async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opened'> {
   const before = await handle.readInfo()

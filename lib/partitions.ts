@@ -299,7 +299,7 @@ export function removeNodesOfGone(number: number, partitions: readonly KnownPart
 const QUIET_MS = 50
 
 /**
- * Waits until each partition that the kernel knows has its node, and their set is stable (K4, kernels 5.15 to 7.0).
+ * Waits until each partition that the kernel knows has its node, and their set is stable (K4, seen from 5.10 to 7.2).
  * Where the kernel does not look after /dev, makes the nodes.
  *
  * @throws `node-missing`, `not-a-loop-device` where there is something else at the path of a node

@@ -42,8 +42,8 @@ export function hasDiskSeq(fd: number): boolean {
 }
 
 /**
- * Whether attaching moves the disk sequence number (6.5 and later, and stable kernels that took the fix): then it
- * alone tells one attachment from the next. False until an attach of this process has shown it.
+ * Whether attaching moves the disk sequence number (K14: not from 5.15 to 6.4, but for stable kernels that took the
+ * fix): then it alone tells one attachment from the next. False until an attach of this process has shown it.
  */
 export function diskSeqCountsAttachments(): boolean {
   return known.get('diskSeqPerAttachment') ?? false
