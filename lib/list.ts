@@ -84,7 +84,8 @@ export async function readInfo(number: number): Promise<LoopInfo | undefined> {
   }
 }
 
-async function toInfo(number: number, { attributes, backingFile }: sysfs.DeviceFiles): Promise<LoopInfo> {
+/** What the files of a device say. */
+export async function toInfo(number: number, { attributes, backingFile }: sysfs.DeviceFiles): Promise<LoopInfo> {
   const attached = backingFile !== null
   const diskSeq = attributes.diskseq
   const file = await describeBackingFile(backingFile ?? null)

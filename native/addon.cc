@@ -1,5 +1,5 @@
-// The only file that knows JavaScript: makes `name` (a promise, on the thread pool) and `nameSync`
-// (now) of every row in Calls(). No state of its own, so it can be loaded in any number of threads.
+// Makes `name` (a promise, on the thread pool) and `nameSync` (now) of every row in Calls(), and adds what
+// does not fit in a row. No state of its own, so it can be loaded in any number of threads.
 #include <napi.h>
 
 #include <cmath>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "calls.h"
+#include "uevent.h"
 
 namespace loopctl {
 namespace {
@@ -147,6 +148,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
     exports.Set(name, Napi::Function::New<RunAsync>(env, name.c_str(), data));
     exports.Set(name + "Sync", Napi::Function::New<RunSync>(env, (name + "Sync").c_str(), data));
   }
+  InitUevent(env, exports);
   return exports;
 }
 

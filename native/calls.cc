@@ -1,6 +1,7 @@
 #include "calls.h"
 
 #include <fcntl.h>
+#include <linux/nsfs.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -190,6 +191,17 @@ long MknodBlock(Arguments& a) {
   return Answer(::mknod(path, S_IFBLK | S_IRUSR | S_IWUSR,
                         makedev(static_cast<unsigned>(a.Int(1)), static_cast<unsigned>(a.Int(2)))));
 }
+// The inode of the user namespace that owns the namespace, of which the kernel gives a descriptor.
+long NsGetUserNs(Arguments& a) {
+  const long fd = Ioctl(a.Int(0), NS_GET_USERNS, 0L);
+  if (fd < 0) return fd;
+  struct stat st{};
+  const long answer = Answer(::fstat(static_cast<int>(fd), &st));
+  ::close(static_cast<int>(fd));
+  const std::uint64_t inode = st.st_ino;
+  std::memcpy(a.data.data(), &inode, sizeof inode);
+  return answer;
+}
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 
 using enum Parameter;
@@ -231,6 +243,7 @@ constexpr Call kCalls[] = {
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
     {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
     {"mknodBlock", MknodBlock, {kIn, kInt, kInt}, kPathSize},
+    {"nsGetUserNs", NsGetUserNs, {kInt, kOut}, sizeof(std::uint64_t)},
     {"pageSize", PageSize, {}},
 };
 

@@ -10,6 +10,7 @@ import { doctor, type DoctorReport } from '../doctor.ts'
 import { find, list, type LoopInfo } from '../list.ts'
 import type { DeviceRef } from '../open.ts'
 import { LOWER_TAG } from '../stack.ts'
+import { type LoopEvent, watch } from '../watch.ts'
 import { bashCompletion } from './completion.ts'
 import { withProgress } from './progress.ts'
 import { runWithDevice } from './run.ts'
@@ -22,6 +23,7 @@ import {
   parseSize,
   parseSwitch,
   parseWholeNumber,
+  isBrokenPipe,
   print,
   printable,
   printJson,
@@ -102,6 +104,7 @@ export function makeProgram(): Command {
     .action(addAction)
   command(program, 'remove', 'remove free devices').argument('<devices...>', DEVICE, parseDevices).action(removeAction)
   command(program, 'free', 'print a free device; nothing is reserved').action(freeAction)
+  command(program, 'watch', 'what happens to the devices, a line each, until Ctrl-C').action(watchAction)
   command(program, 'doctor', 'whether attaching works here, and what stands in its way').action(doctorAction)
   program
     .command('completion')
@@ -392,6 +395,24 @@ async function removeAction(numbers: number[], { json }: Json): Promise<void> {
 
 async function freeAction({ json }: Json): Promise<void> {
   await printDevice(await withControl((control) => control.getFree()), json)
+}
+
+/** Ends with the reader too: it sees that at the next event. */
+async function watchAction({ json }: Json): Promise<void> {
+  await interruptible(async (signal) => {
+    try {
+      for await (const event of watch({ signal })) await (json ? printJson(event) : print(eventLine(event)))
+    } catch (error) {
+      if (!isBrokenPipe(error)) throw error
+    }
+  })
+}
+
+function eventLine(event: LoopEvent): string {
+  if (event.type === 'resync') return `resync  ${event.cause}  ${event.devices.length} devices\n`
+  const words = [event.type.padEnd('attach'.length), `/dev/loop${event.number}`]
+  if (event.type !== 'remove') words.push(`${event.info.size}`, fileOf(event.info))
+  return `${words.join('  ')}\n`
 }
 
 async function doctorAction({ json }: Json): Promise<void> {

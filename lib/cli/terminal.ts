@@ -55,6 +55,11 @@ export function print(text: string): Promise<void> {
   })
 }
 
+/** Whether it is what {@link print} rejects with where the reader went away. */
+export function isBrokenPipe(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'EPIPE'
+}
+
 export function printJson(value: unknown): Promise<void> {
   return print(`${JSON.stringify(value)}\n`)
 }

@@ -44,7 +44,20 @@ interface Calls {
   statx: [fd: number, stat: Uint8Array]
   reopenExclusive: [fd: number, flags: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
+  nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
   pageSize: []
+}
+
+/** What ueventOpenSync gives, to be closed by ueventCloseSync. */
+export interface UeventSocket {
+  readonly _: unique symbol
+}
+
+/** What is not a row of native/calls.cc: native/uevent.cc. */
+interface UeventCalls {
+  /** `onMessage` is called with the bytes of each uevent, or with a negative errno: the last one, but for ENOBUFS. */
+  readonly ueventOpenSync: (onMessage: (message: Buffer | number) => void) => UeventSocket | number
+  readonly ueventCloseSync: (socket: UeventSocket) => number
 }
 
 export type CallName = keyof Calls
@@ -53,7 +66,7 @@ export type Binding = {
   readonly [Name in CallName]: (...values: Calls[Name]) => Promise<number>
 } & {
   readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
-}
+} & UeventCalls
 
 type AnyCall = (...values: unknown[]) => Promise<number>
 
@@ -104,5 +117,5 @@ function load(): Binding {
     const now = observed(name, call)
     result[name] = name.endsWith('Sync') ? now : (...values: unknown[]) => onPool(() => now(...values))
   }
-  return result as Binding
+  return result as unknown as Binding
 }

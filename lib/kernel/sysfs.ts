@@ -39,7 +39,14 @@ export interface DeviceFiles {
 
 /** Numbers of all loop devices there are, attached or not, in order; or the negative errno. */
 export async function readNumbers(): Promise<number[] | number> {
-  const names = await readDirectory(BLOCK)
+  return numbersOf(await readDirectory(BLOCK))
+}
+
+export function readNumbersSync(): number[] | number {
+  return numbersOf(readDirectorySync(BLOCK))
+}
+
+function numbersOf(names: string[] | number): number[] | number {
   if (typeof names === 'number') return names
   return names
     .map((name) => /^loop(\d+)$/.exec(name)?.[1])
@@ -64,6 +71,20 @@ export async function readDeviceFiles(number: number): Promise<DeviceFiles | und
     readFile(`${directory}/loop/backing_file`),
     ...ATTRIBUTES.map((name) => readFile(`${directory}/${name}`)),
   ])
+  return filesOf(path, values)
+}
+
+/** {@link readDeviceFiles} without waiting. */
+export function readDeviceFilesSync(number: number): DeviceFiles | undefined {
+  const directory = deviceDirectory(number)
+  const path = readFileSync(`${directory}/loop/backing_file`)
+  return filesOf(
+    path,
+    ATTRIBUTES.map((name) => readFileSync(`${directory}/${name}`)),
+  )
+}
+
+function filesOf(path: Buffer | number | undefined, values: (Buffer | number)[]): DeviceFiles | undefined {
   const attributes = Object.fromEntries(ATTRIBUTES.map((name, i) => [name, text(values[i])])) as unknown as Attributes
   return attributes.dev === undefined ? undefined : { attributes, backingFile: backingFileOf(path) }
 }

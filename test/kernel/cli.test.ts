@@ -319,7 +319,7 @@ describe('usage', () => {
   test('--help and --version are answers, not errors', async () => {
     const help = await loopctl('--help')
     expect(help).toMatchObject({ status: 0, stderr: '' })
-    for (const name of 'attach run detach list status change resize set add remove free doctor'.split(' ')) {
+    for (const name of 'attach run detach list status change resize set add remove free watch doctor'.split(' ')) {
       expect(help.stdout).toMatch(new RegExp(`^  ${name} `, 'm'))
     }
     const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }

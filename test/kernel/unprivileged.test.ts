@@ -34,6 +34,7 @@ const OPERATIONS = {
   'list all': 'ok',
   'find': 'ok',
   'find tag': 'ok',
+  'watch': 'ok',
   'LoopControl.open': 'ok',
   'LoopControl.add': 'ok',
   'LoopControl.remove': 'ok',
@@ -96,7 +97,7 @@ const CONTROL: Operation[] = [
   'LoopControl.remove attached',
   'LoopControl.getFree',
 ]
-const WITHOUT_NODES: Operation[] = ['list', 'list all']
+const WITHOUT_NODES: Operation[] = ['list', 'list all', 'watch']
 
 interface Environment {
   name: string
@@ -257,7 +258,17 @@ const ENVIRONMENTS: Environment[] = [
     uid: 0,
     admin: true,
     fails: {
-      ...each(NO_SYSFS, ['attach reuse', 'attach taken', 'list', 'list all', 'find', 'find tag', 'status', 'migrate']),
+      ...each(NO_SYSFS, [
+        'attach reuse',
+        'attach taken',
+        'list',
+        'list all',
+        'find',
+        'find tag',
+        'watch',
+        'status',
+        'migrate',
+      ]),
     },
     says: { 'unsupported-platform': /sysfs is not mounted at \/sys/ },
   },

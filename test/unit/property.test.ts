@@ -516,6 +516,7 @@ const topLevel: Record<string, Kind[]> = {
   open: [deviceRef, object({ signal })],
   list: [object({ all: boolean })],
   find: [fileOrTag],
+  watch: [object({ signal })],
 }
 
 const methods: Record<string, Kind[]> = {
@@ -547,7 +548,7 @@ function member(of: object, name: string): Callable {
 const rows: [name: string, row: Row][] = [
   ...Object.entries(topLevel).map(([name, kinds]): [string, Row] => [
     name,
-    { call: untyped(member(loopctl, name)), kinds },
+    { call: name === 'watch' ? watchOnce : untyped(member(loopctl, name)), kinds },
   ]),
   ...Object.entries(raw).flatMap(([name, kinds]) =>
     [name, `${name}Sync`].map((each): [string, Row] => [each, { call: untyped(member(ioctl, each)), kinds }]),
@@ -561,6 +562,16 @@ const rows: [name: string, row: Row][] = [
     { call: (...values) => withControl(name, values), kinds },
   ]),
 ]
+
+/** What it gives is no promise: the first event is. */
+function watchOnce(...values: unknown[]): unknown {
+  return (untyped(loopctl.watch)(...values) as ReturnType<typeof loopctl.watch>).next()
+}
+
+/** The others reject. */
+function isThrowing(name: string): boolean {
+  return name.endsWith('Sync') || name === 'watch'
+}
 
 /** Over a descriptor of another file, for which no call is made. */
 async function withControl(name: string, values: unknown[]): Promise<unknown> {
@@ -614,7 +625,7 @@ function expectRefusal({ error, threw, calls }: Outcome, name: string, codes: Co
   expect(codes, String(error)).toContain(code)
   expect(error).toBeInstanceOf(CLASSES[code])
   expect((error as Error).message.length).toBeLessThan(300)
-  expect(threw, 'threw').toBe(name.endsWith('Sync'))
+  expect(threw, 'threw').toBe(isThrowing(name))
 }
 
 function expectAccepted({ error, calls }: Outcome): void {
@@ -735,7 +746,7 @@ describe.each(hostile)('$title', ({ name, call, kinds, index, asked }) => {
         const { error, threw, calls } = await outcomeWith(values, make)
         expect(error).toBe(OWN)
         expect(calls).toEqual([])
-        expect(threw, 'threw').toBe(name.endsWith('Sync'))
+        expect(threw, 'threw').toBe(isThrowing(name))
       }),
       { numRuns: 30 },
     )

@@ -1,0 +1,339 @@
+/**
+ * What happens to loop devices, as it happens. Uevents only say where to look: several kinds of change share one, some
+ * changes send none, some kernels none for an attach. What is told comes from comparing what sysfs shows with what it
+ * showed before; now and then every device is looked at without a uevent.
+ */
+
+import { constants } from 'node:os'
+import { checkOptions, checkSignal } from './arguments.ts'
+import { assertSupported } from './errors.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import { areUeventsSentHere, subscribe, type Uevent } from './kernel/uevent.ts'
+import { type LoopInfo, readInfo, toInfo } from './list.ts'
+import { explain } from './reasons.ts'
+
+export interface WatchOptions {
+  /** Ends it: `next()` rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+}
+
+/** What happened to a device, and the device as it was then. */
+export type LoopEvent =
+  | {
+      /**
+       * `attach`, `add`: as it is from now on. `detach`: as it was last seen attached. `resize`: it shows another number
+       * of bytes. `change`: anything else of it, another backing file by LOOP_CHANGE_FD as well.
+       */
+      type: 'attach' | 'detach' | 'change' | 'resize' | 'add'
+      number: number
+      info: LoopInfo
+    }
+  | { type: 'remove'; number: number }
+  | {
+      /**
+       * All devices there are, free ones too: what happened to them since the event before is not told one by one.
+       * `overrun`: more happened than the kernel or the reader kept up with. `no-netlink`, first of all: the kernel does
+       * not send uevents here, so that everything is noticed at the next look, about a second later.
+       */
+      type: 'resync'
+      cause: 'overrun' | 'no-netlink'
+      devices: LoopInfo[]
+    }
+
+/** Events that wait for the reader; beyond that it is told to look again. */
+const QUEUE_SIZE = 1024
+
+/**
+ * Milliseconds between looks at every device: for what sends no uevent (direct I/O, block size, read-only, flags; an
+ * attach on 5.18 to 6.14) a person waits that long, and with some devices a look takes a few milliseconds. With many it
+ * takes longer: they take one part in REST of the time at most.
+ */
+const PERIOD = 1_000
+const REST = 20
+
+/** The events since this call; see {@link LoopEvent}. */
+export function watch(options?: WatchOptions): AsyncIterableIterator<LoopEvent> {
+  const { signal } = checkOptions(options, ['signal'])
+  if (signal !== undefined) checkSignal(signal)
+  assertSupported()
+  return new Watcher(signal)
+}
+
+/** What the uevents of a device said since it was last looked at. */
+interface Hint {
+  removed: boolean
+  detached: boolean
+}
+
+const NO_HINT: Hint = { removed: false, detached: false }
+
+/** What is known of a device. */
+export interface Known {
+  info: LoopInfo
+  /** Free, and with the disk sequence number of what was attached: the kernel is about to give it a new one. */
+  going: boolean
+}
+
+interface Waiting {
+  resolve: (result: IteratorResult<LoopEvent>) => void
+  reject: (error: unknown) => void
+}
+
+const DONE = { done: true, value: undefined } as const
+
+class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
+  readonly #known = new Map<number, Known>()
+  /** Devices to be looked at. */
+  readonly #hints = new Map<number, Hint>()
+  #everyDevice = false
+  /** What happened meanwhile is not told one by one. */
+  #lost: 'overrun' | 'no-netlink' | undefined
+  #looking = false
+  #queue: LoopEvent[] = []
+  /** The queue was full: nothing is looked at until somebody asks. */
+  #paused = false
+  readonly #waiting: Waiting[] = []
+  #timer: NodeJS.Timeout | undefined
+  #unsubscribe: (() => void) | undefined
+  #closed = false
+  /** What the next next() rejects with. */
+  #failure: { error: unknown } | undefined
+  readonly #signal: AbortSignal | undefined
+  readonly #onAbort = (): void => this.#fail(this.#signal?.reason)
+
+  constructor(signal: AbortSignal | undefined) {
+    this.#signal = signal
+    if (signal?.aborted) {
+      this.#fail(signal.reason)
+      return
+    }
+    // First: what happens between this and the look is seen, or told by a uevent.
+    const subscription = subscribe((message) => this.#onMessage(message))
+    if (typeof subscription !== 'number') this.#unsubscribe = subscription
+    try {
+      // Without waiting: what the caller does next has to be an event.
+      const files = readEveryDevice()
+      signal?.addEventListener('abort', this.#onAbort, { once: true })
+      void this.#begin(files, typeof subscription !== 'number')
+    } catch (error) {
+      this.#close()
+      throw error
+    }
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this
+  }
+
+  next(): Promise<IteratorResult<LoopEvent, undefined>> {
+    const failure = this.#failure
+    this.#failure = undefined
+    // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- the signal's reason, whatever it is
+    if (failure) return Promise.reject(failure.error)
+    const event = this.#queue.shift()
+    if (event) return Promise.resolve({ done: false, value: event })
+    if (this.#closed) return Promise.resolve(DONE)
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ resolve, reject })
+      this.#timer?.ref()
+      this.#paused = false
+      void this.#look()
+    })
+  }
+
+  return(): Promise<IteratorResult<LoopEvent, undefined>> {
+    this.#failure = undefined
+    this.#close()
+    return Promise.resolve(DONE)
+  }
+
+  async #begin(files: Map<number, sysfs.DeviceFiles>, subscribed: boolean): Promise<void> {
+    this.#looking = true
+    try {
+      for (const [number, each] of files) this.#known.set(number, { info: await toInfo(number, each), going: false })
+      if (!subscribed || !(await areUeventsSentHere())) this.#lost = 'no-netlink'
+    } catch (error) {
+      this.#fail(error)
+    } finally {
+      this.#looking = false
+    }
+    this.#setTimer(PERIOD)
+    await this.#look()
+  }
+
+  #onMessage(message: Uevent | number): void {
+    if (this.#closed) return
+    if (typeof message === 'number') {
+      if (message !== -constants.errno.ENOBUFS) this.#unsubscribe?.()
+      this.#lost = message === -constants.errno.ENOBUFS ? 'overrun' : 'no-netlink'
+    } else {
+      const { removed, detached } = this.#hints.get(message.number) ?? NO_HINT
+      this.#hints.set(message.number, {
+        removed: removed || message.action === 'remove',
+        detached: detached || message.mediaChange,
+      })
+    }
+    void this.#look()
+  }
+
+  /** Looks at what there is to be looked at; once at a time. */
+  async #look(): Promise<void> {
+    if (this.#looking) return
+    this.#looking = true
+    try {
+      while (!this.#closed && !this.#paused) {
+        const [number] = this.#hints.keys()
+        if (this.#lost !== undefined) await this.#resync(this.#lost)
+        else if (this.#everyDevice) await this.#lookAtAll()
+        else if (number !== undefined) this.#tell(await this.#lookAt(number))
+        else break
+      }
+    } catch (error) {
+      this.#fail(error)
+    } finally {
+      this.#looking = false
+    }
+  }
+
+  async #resync(cause: 'overrun' | 'no-netlink'): Promise<void> {
+    this.#lost = undefined
+    for (const number of await this.#allNumbers()) await this.#lookAt(number)
+    this.#tell([{ type: 'resync', cause, devices: [...this.#known.values()].map(({ info }) => info) }])
+  }
+
+  async #lookAtAll(): Promise<void> {
+    this.#everyDevice = false
+    const start = performance.now()
+    for (const number of await this.#allNumbers()) this.#tell(await this.#lookAt(number))
+    this.#setTimer(Math.max(PERIOD, REST * (performance.now() - start)))
+  }
+
+  /** Of the devices that there are or were. */
+  async #allNumbers(): Promise<number[]> {
+    const numbers = await sysfs.readNumbers()
+    if (typeof numbers === 'number') throw noSysfs(numbers)
+    return [...new Set([...numbers, ...this.#known.keys()])].toSorted((a, b) => a - b)
+  }
+
+  async #lookAt(number: number): Promise<LoopEvent[]> {
+    const hint = this.#hints.get(number) ?? NO_HINT
+    // Before the look: what is said from now on may be of a later state.
+    this.#hints.delete(number)
+    const now = await readInfo(number)
+    const before = this.#known.get(number)
+    if (now) this.#known.set(number, know(before, now))
+    else this.#known.delete(number)
+    return compare(number, before, now, hint)
+  }
+
+  #tell(events: LoopEvent[]): void {
+    if (this.#closed || this.#paused) return
+    for (const event of events) {
+      const first = this.#waiting.shift()
+      if (first) first.resolve({ done: false, value: event })
+      else this.#queue.push(event)
+    }
+    if (this.#waiting.length === 0) this.#timer?.unref()
+    if (this.#queue.length <= QUEUE_SIZE) return
+    this.#queue = []
+    this.#lost = 'overrun'
+    this.#paused = true
+  }
+
+  #setTimer(ms: number): void {
+    if (this.#closed) return
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => {
+      this.#everyDevice = true
+      void this.#look()
+    }, ms)
+    // A process lives for as long as somebody waits, not for the sake of a look.
+    if (this.#waiting.length === 0) this.#timer.unref()
+  }
+
+  #fail(error: unknown): void {
+    if (this.#closed) return
+    const first = this.#waiting.shift()
+    if (first) first.reject(error)
+    else this.#failure = { error }
+    this.#close()
+  }
+
+  #close(): void {
+    this.#closed = true
+    this.#queue = []
+    this.#unsubscribe?.()
+    clearTimeout(this.#timer)
+    this.#signal?.removeEventListener('abort', this.#onAbort)
+    for (const { resolve } of this.#waiting.splice(0)) resolve(DONE)
+  }
+}
+
+function readEveryDevice(): Map<number, sysfs.DeviceFiles> {
+  const numbers = sysfs.readNumbersSync()
+  if (typeof numbers === 'number') throw noSysfs(numbers)
+  return new Map(
+    numbers.flatMap((number) => {
+      const files = sysfs.readDeviceFilesSync(number)
+      return files ? [[number, files]] : []
+    }),
+  )
+}
+
+function noSysfs(errno: number): Error {
+  return explain({ call: 'scandir', errno, path: '/sys/block' }, 'read /sys')
+}
+
+/** What is known of a device after a look at it. */
+export function know(before: Known | undefined, now: LoopInfo): Known {
+  const wasThere = before !== undefined && (before.info.attached || before.going)
+  return { info: now, going: wasThere && !now.attached && now.diskSeq === before.info.diskSeq }
+}
+
+/** What must have happened between two looks. */
+export function compare(
+  number: number,
+  before: Known | undefined,
+  now: LoopInfo | undefined,
+  hint: Hint = NO_HINT,
+): LoopEvent[] {
+  const was = before?.info
+  if (was === undefined) return now === undefined ? [] : [{ type: 'add', number, info: now }, ...attaching(now)]
+  const moved = was.diskSeq !== now?.diskSeq
+  if (now === undefined) return [...detaching(was), { type: 'remove', number }]
+  // Not by the hint alone: it can come after the look that saw what it is about.
+  if (moved && hint.removed) {
+    return [...detaching(was), { type: 'remove', number }, { type: 'add', number, info: now }, ...attaching(now)]
+  }
+  if (was.attached && now.attached) {
+    if (moved && (hint.detached || !canBeChangedFile(was, now))) return [...detaching(was), ...attaching(now)]
+    return changes(was, now)
+  }
+  if (was.attached !== now.attached) return [...detaching(was), ...attaching(now)]
+  // Free both times. In between it was attached, or it is another one; but a detach ends with a new number itself.
+  return moved && !before?.going ? [{ type: 'change', number, info: now }] : []
+}
+
+function attaching(info: LoopInfo): LoopEvent[] {
+  return info.attached ? [{ type: 'attach', number: info.number, info }] : []
+}
+
+function detaching(info: LoopInfo): LoopEvent[] {
+  return info.attached ? [{ type: 'detach', number: info.number, info }] : []
+}
+
+/** LOOP_CHANGE_FD gives a new number too, and leaves all but the file as it is, of a read-only device. */
+function canBeChangedFile(was: LoopInfo, now: LoopInfo): boolean {
+  const { diskSeq: _, backingFile: _file, backingDeleted: _deleted, lower: _lower, ...rest } = was
+  return was.readOnly && Object.entries(rest).every(([name, value]) => now[name as keyof typeof rest] === value)
+}
+
+function changes(was: LoopInfo, now: LoopInfo): LoopEvent[] {
+  const names = [...new Set([...Object.keys(was), ...Object.keys(now)])] as (keyof LoopInfo)[]
+  const differing = names.filter((name) => was[name] !== now[name])
+  const { number } = now
+  return [
+    ...(differing.some((name) => name !== 'size') ? [{ type: 'change' as const, number, info: now }] : []),
+    ...(differing.includes('size') ? [{ type: 'resize' as const, number, info: now }] : []),
+  ]
+}
