@@ -7,7 +7,7 @@ import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, removeNode } from './kernel/devnode.ts'
 import { minorOfDevice } from './kernel/features.ts'
-import { O_RDWR, open } from './kernel/files.ts'
+import { O_RDWR, open, openSync } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { removeNodesOfGone } from './partitions.ts'
 import { explain } from './reasons.ts'
@@ -16,12 +16,12 @@ const { EBUSY, EEXIST, ENODEV } = constants.errno
 export const CONTROL = '/dev/loop-control'
 
 /**
- * Opens /dev/loop-control; that loads the module where it is one.
+ * Opens /dev/loop-control; that loads the module where it is one, and only then takes time.
  *
  * @throws `no-loop-driver`, `permission`, `resources`
  */
 export async function openControl(): Promise<number> {
-  const fd = await open(CONTROL, O_RDWR)
+  const fd = sysfs.isControlThere() ? openSync(CONTROL, O_RDWR) : await open(CONTROL, O_RDWR)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path: CONTROL }, 'open /dev/loop-control')
   return fd
 }

@@ -25,7 +25,7 @@ import { checkDeviceNode, devicePath, Handle, openDevice, readDiskSeq } from './
 import { binding } from './kernel/binding.ts'
 import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
 import { observeDiskSeq, pageSize } from './kernel/features.ts'
-import { close, isNodeNewerThan, O_RDONLY, O_RDWR, open, readAt, unlink } from './kernel/files.ts'
+import { close, closeSync, isNodeNewerThan, O_RDONLY, O_RDWR, open, readAt, unlink } from './kernel/files.ts'
 import { isUdevRunning } from './kernel/surroundings.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { LoopInfo64 } from './kernel/uapi.ts'
@@ -236,7 +236,7 @@ class Attachment {
       await this.#removeMade()
       throw error
     } finally {
-      if (this.#control >= 0) await close(this.#control)
+      if (this.#control >= 0) closeSync(this.#control)
     }
   }
 
@@ -476,7 +476,8 @@ class Attachment {
     const fd = await this.#openDevice(number, O_RDONLY)
     if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const { createNode } = this.#wanted
-    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info, createNode }))
+    const { isPrompt } = this.#backing
+    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info, createNode, isPrompt }))
   }
 
   /** As asked for; where that fails the handle is closed, and what was added removed. */

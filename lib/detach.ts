@@ -5,7 +5,7 @@ import { tries } from './allocate.ts'
 import { checkBoolean, checkOptions } from './arguments.ts'
 import { backoff, checkDeadline, type Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
-import { type Handle, type Info, openDevice } from './handle.ts'
+import { getStatus, type Handle, type Info, openDevice } from './handle.ts'
 import { adviseHolders, describeHolders, findHolders, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { canAdministrate } from './kernel/process.ts'
@@ -74,12 +74,12 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
     await close(exclusive)
     throw error
   }
-  const plain = handle.descriptor
+  const { descriptor: plain, isPrompt } = handle
   handle.replaceDescriptor(exclusive)
   await close(plain)
   const requested = await binding().loopClrFd(exclusive)
   const bytes = newInfo()
-  const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
+  const answer = requested < 0 ? requested : await getStatus(exclusive, bytes, isPrompt)
   if (answer === -ENXIO) {
     // Only now: a partition that somebody has open has deferred it. And before the device can be another's.
     await removeUnused(handle.number, exclusive, partitions.added)

@@ -2,7 +2,8 @@
 
 import { constants } from 'node:os'
 import { getSystemErrorMap } from 'node:util'
-import { binding, listPrebuilds } from './kernel/binding.ts'
+import { binding } from './kernel/binding.ts'
+import { listPrebuilds } from './kernel/prebuilds.ts'
 import type { Holder } from './holders.ts'
 
 /**

@@ -63,25 +63,32 @@ export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   assertSupported()
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const infos: LoopInfo[] = []
-  for (const number of numbers) {
-    const info = await readInfo(number)
-    if (info && (wantsAll || info.attached)) infos.push(info)
-  }
-  return infos
+  return readInfos(numbers, wantsAll, (some) => sysfs.readDevices(some, wantsAll))
 }
 
-/** One device; undefined where there is none of that number. */
-export async function readInfo(number: number): Promise<LoopInfo | undefined> {
-  // The files are read one by one: the number before and after tells whether they are of one moment.
-  let diskSeq = await sysfs.readDiskSeq(number)
-  for (let tries = 8; ; tries--) {
-    const files = await sysfs.readDeviceFiles(number)
-    if (!files) return undefined
-    const after = await sysfs.readDiskSeq(number)
-    if (after === diskSeq || tries === 0) return toInfo(number, files)
-    diskSeq = after
+/** One device; undefined where there is none of that number. `now`: without a thread of the pool. */
+export async function readInfo(number: number, now = false): Promise<LoopInfo | undefined> {
+  const read = now ? sysfs.readDevicesSync : sysfs.readDevices
+  const [info] = await readInfos([number], true, (some) => read(some, true))
+  return info
+}
+
+type Read = (numbers: readonly number[]) => ReturnType<typeof sysfs.readDevices | typeof sysfs.readDevicesSync>
+
+/** By number. The files of a device are read one by one: those that were not of one moment are read again. */
+async function readInfos(numbers: readonly number[], free: boolean, read: Read): Promise<LoopInfo[]> {
+  const infos: LoopInfo[] = []
+  let left = numbers
+  for (let tries = 8; left.length > 0; tries--) {
+    const moved: number[] = []
+    for (const [i, files] of (await read(left)).entries()) {
+      const number = left[i] ?? Number.NaN
+      if (files?.moved && tries > 0) moved.push(number)
+      else if (files && (free || files.backingFile !== null)) infos.push(await toInfo(number, files))
+    }
+    left = moved
   }
+  return infos.toSorted((a, b) => a.number - b.number)
 }
 
 /** What the files of a device say. */
@@ -97,14 +104,14 @@ export async function toInfo(number: number, { attributes, backingFile }: sysfs.
     ...(diskSeq !== undefined && { diskSeq: Number(diskSeq) }),
     attached,
     ...file,
-    offset: Number(attributes['loop/offset'] ?? 0),
-    sizeLimit: Number(attributes['loop/sizelimit'] ?? 0),
+    offset: Number(attributes.offset ?? 0),
+    sizeLimit: Number(attributes.sizelimit ?? 0),
     size: Number(attributes.size ?? 0) * 512,
     blockSize: Number(attributes['queue/logical_block_size'] ?? 512),
     readOnly: attributes.ro === '1',
-    autoclear: attributes['loop/autoclear'] === '1',
-    partscan: attributes['loop/partscan'] === '1',
-    directIO: attributes['loop/dio'] === '1',
+    autoclear: attributes.autoclear === '1',
+    partscan: attributes.partscan === '1',
+    directIO: attributes.dio === '1',
     ...(lower !== undefined && { lower: Number(lower) }),
   }
 }
@@ -168,8 +175,8 @@ async function filter(infos: LoopInfo[], matches: (info: LoopInfo) => Promise<bo
 }
 
 /** @throws `no-such-device`, `unsupported-platform` without sysfs */
-export async function requireInfo(number: number): Promise<LoopInfo> {
-  const info = await readInfo(number)
+export async function requireInfo(number: number, now: boolean): Promise<LoopInfo> {
+  const info = await readInfo(number, now)
   if (info) return info
   if (!sysfs.isMounted())
     throw explain({ call: 'scandir', errno: -constants.errno.ENOENT, path: '/sys/block' }, 'read /sys')

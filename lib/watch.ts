@@ -272,9 +272,10 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
 function readEveryDevice(): Map<number, sysfs.DeviceFiles> {
   const numbers = sysfs.readNumbersSync()
   if (typeof numbers === 'number') throw noSysfs(numbers)
+  const found = sysfs.readDevicesSync(numbers, true)
   return new Map(
-    numbers.flatMap((number) => {
-      const files = sysfs.readDeviceFilesSync(number)
+    numbers.flatMap((number, i) => {
+      const files = found[i]
       return files ? [[number, files]] : []
     }),
   )

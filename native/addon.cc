@@ -8,6 +8,7 @@
 #include <string>
 
 #include "calls.h"
+#include "sysfs.h"
 #include "uevent.h"
 
 namespace loopctl {
@@ -148,6 +149,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
     exports.Set(name, Napi::Function::New<RunAsync>(env, name.c_str(), data));
     exports.Set(name + "Sync", Napi::Function::New<RunSync>(env, (name + "Sync").c_str(), data));
   }
+  InitSysfs(env, exports);
   InitUevent(env, exports);
   return exports;
 }

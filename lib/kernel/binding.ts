@@ -2,7 +2,6 @@
 
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
-import { readDirectorySync } from './files.ts'
 import { onPool, onPoolWithin } from './pool.ts'
 import { observed } from './seam.ts'
 
@@ -43,6 +42,7 @@ interface Calls {
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
   reopenExclusive: [fd: number, flags: number]
+  fstatfsType: [fd: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
   pageSize: []
@@ -62,10 +62,16 @@ interface UeventCalls {
 
 export type CallName = keyof Calls
 
+/** Lists of texts that each end in a NUL; what comes back is described in native/sysfs.cc. */
+type Lists = [directories: Uint8Array, names: Uint8Array]
+
 export type Binding = {
   readonly [Name in CallName]: (...values: Calls[Name]) => Promise<number>
 } & {
   readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
+} & {
+  readonly sysfsRead: (...lists: Lists) => Promise<Buffer>
+  readonly sysfsReadSync: (...lists: Lists) => Buffer
 } & UeventCalls
 
 type AnyCall = (...values: unknown[]) => Promise<number>
@@ -82,19 +88,6 @@ export function binding(): Binding {
   return (loaded ??= load())
 }
 
-/** What the package has a binary for: `linux-arm64 (glibc, musl)`; none in a checkout, which builds its own. */
-export function listPrebuilds(): string[] {
-  const folders = readDirectorySync(`${ROOT}/prebuilds`)
-  if (typeof folders === 'number') return []
-  return folders
-    .filter((folder) => folder.startsWith('linux-'))
-    .map((folder) => {
-      const files = readDirectorySync(`${ROOT}/prebuilds/${folder}`)
-      const tags = typeof files === 'number' ? [] : files.map((file) => file.split('.')[1])
-      return `${folder} (${tags.join(', ')})`
-    })
-}
-
 /** A call that may hang: undefined where it takes more than `ms`, or no thread is to be had for it in that time. */
 export function callWithin<Name extends CallName>(
   ms: number,
@@ -106,7 +99,8 @@ export function callWithin<Name extends CallName>(
   return onPoolWithin(ms, () => observed(name, call)(...values))
 }
 
-const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+/** Of the package. */
+export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url))
 
 function load(): Binding {
   const require = createRequire(import.meta.url)

@@ -1,5 +1,7 @@
 /** /sys/block/loopN: what can be known of a device without opening it, and without privileges. */
 
+import { constants } from 'node:os'
+import { binding } from './binding.ts'
 import {
   close,
   existsSync,
@@ -12,29 +14,24 @@ import {
   statSync,
   writeAt,
 } from './files.ts'
+import { little } from './uapi.ts'
 
 const BLOCK = '/sys/block'
 
 /** The files of one device as they are, less the newline at the end; undefined where there is none. */
-export type Attributes = Readonly<Record<(typeof ATTRIBUTES)[number], string | undefined>>
+export type Attributes = Readonly<Partial<Record<Attribute | 'dev', string>>>
 
-const ATTRIBUTES = [
-  'dev',
-  'diskseq',
-  'size',
-  'ro',
-  'queue/logical_block_size',
-  'loop/offset',
-  'loop/sizelimit',
-  'loop/autoclear',
-  'loop/partscan',
-  'loop/dio',
-] as const
+/** In the order in which they are read; the first and the last have the disk sequence number. */
+const OF_LOOP = ['backing_file', 'offset', 'sizelimit', 'autoclear', 'partscan', 'dio'] as const
+const OF_DEVICE = ['uevent', 'size', 'ro', 'queue/logical_block_size', 'diskseq'] as const
+type Attribute = (typeof OF_LOOP)[number] | (typeof OF_DEVICE)[number]
 
 export interface DeviceFiles {
   attributes: Attributes
   /** loop/backing_file; null: not attached; undefined: attached, but the path is longer than sysfs can show. */
   backingFile: string | null | undefined
+  /** They may be of more than one attachment: it was attached, changed or detached meanwhile. */
+  moved: boolean
 }
 
 /** Numbers of all loop devices there are, attached or not, in order; or the negative errno. */
@@ -64,36 +61,116 @@ export async function announce(number: number): Promise<void> {
   await close(fd)
 }
 
-/** The files of one device, each read once; undefined: there is no such device. */
-export async function readDeviceFiles(number: number): Promise<DeviceFiles | undefined> {
-  const directory = deviceDirectory(number)
-  const [path, ...values] = await Promise.all([
-    readFile(`${directory}/loop/backing_file`),
-    ...ATTRIBUTES.map((name) => readFile(`${directory}/${name}`)),
-  ])
-  return filesOf(path, values)
-}
+type Found = (DeviceFiles | undefined)[]
 
-/** {@link readDeviceFiles} without waiting. */
-export function readDeviceFilesSync(number: number): DeviceFiles | undefined {
-  const directory = deviceDirectory(number)
-  const path = readFileSync(`${directory}/loop/backing_file`)
-  return filesOf(
-    path,
-    ATTRIBUTES.map((name) => readFileSync(`${directory}/${name}`)),
+/** Directories a call: few hops to the pool, and more than one of its threads where there are more. */
+const BATCH = 32
+
+/**
+ * The files of devices, in the order of the numbers, each read once; undefined: there is no such device, or it is free
+ * and `free` is false.
+ */
+export async function readDevices(numbers: readonly number[], free: boolean): Promise<Found> {
+  const batches = Array.from({ length: Math.ceil(numbers.length / BATCH) }, (_, i) =>
+    numbers.slice(i * BATCH, (i + 1) * BATCH),
   )
+  return (await Promise.all(batches.map((batch) => readBatch(batch, free)))).flat()
 }
 
-function filesOf(path: Buffer | number | undefined, values: (Buffer | number)[]): DeviceFiles | undefined {
-  const attributes = Object.fromEntries(ATTRIBUTES.map((name, i) => [name, text(values[i])])) as unknown as Attributes
-  return attributes.dev === undefined ? undefined : { attributes, backingFile: backingFileOf(path) }
+async function readBatch(numbers: readonly number[], free: boolean): Promise<Found> {
+  const found = await readForm(ATTACHED, numbers)
+  const missing = free ? missingOf(numbers, found) : []
+  return missing.length === 0 ? found : fill(found, await readForm(FREE, missing))
+}
+
+/**
+ * {@link readDevices} without a thread of the pool: it waits only where a queue is being drained, for its block size
+ * to be readable.
+ */
+export function readDevicesSync(numbers: readonly number[], free: boolean): Found {
+  const found = readFormSync(ATTACHED, numbers)
+  const missing = free ? missingOf(numbers, found) : []
+  return missing.length === 0 ? found : fill(found, readFormSync(FREE, missing))
+}
+
+function missingOf(numbers: readonly number[], found: Found): number[] {
+  return numbers.filter((_, i) => found[i] === undefined)
+}
+
+/** Those that were not found, in the order of the gaps. */
+function fill(found: Found, others: Found): Found {
+  const next = others.values()
+  return found.map((files) => files ?? next.next().value)
+}
+
+/** Which files, and in which directory of the device: where that is not there, that is all the kernel is asked. */
+interface Form {
+  directory: string
+  attributes: readonly Attribute[]
+  names: Uint8Array
+}
+
+function makeForm(directory: string, device: string, inner: readonly Attribute[]): Form {
+  const [uevent, ...others] = OF_DEVICE
+  const names = [device + uevent, ...inner, ...others.map((name) => device + name)]
+  return { directory, attributes: [uevent, ...inner, ...others], names: listOf(names) }
+}
+
+/** loop/ comes and goes with the attachment. */
+const ATTACHED = makeForm('/loop', '../', OF_LOOP)
+const FREE = makeForm('', '', [])
+
+function listOf(texts: readonly string[]): Uint8Array {
+  return Buffer.from(texts.map((value) => `${value}\0`).join(''))
+}
+
+function directoriesOf({ directory }: Form, numbers: readonly number[]): Uint8Array {
+  return listOf(numbers.map((number) => deviceDirectory(number) + directory))
+}
+
+async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
+  return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
+}
+
+function readFormSync(form: Form, numbers: readonly number[]): Found {
+  return decode(form, numbers, binding().sysfsReadSync(directoriesOf(form, numbers), form.names))
+}
+
+function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer): Found {
+  const integers = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  // Once for all: a conversion for each of thousands of files costs more than to read them.
+  const all = bytes.toString('latin1')
+  let at = 0
+  const next = (): string | number => {
+    const length = integers.getInt32(at, little)
+    at += 4 + Math.max(0, length)
+    return length < 0 ? length : all.slice(at - length, at)
+  }
+  return numbers.map(() => toFiles(Object.fromEntries(attributes.map((name) => [name, next()]))))
+}
+
+function toFiles(read: Readonly<Record<string, string | number>>): DeviceFiles | undefined {
+  const { uevent, backing_file: path, partscan } = read
+  const major = typeof uevent === 'string' ? valueOf(uevent, 'MAJOR') : undefined
+  if (typeof uevent !== 'string' || major === undefined) return undefined
+  const attributes: Record<string, string> = { dev: `${major}:${valueOf(uevent, 'MINOR')}` }
+  for (const [name, value] of Object.entries(read)) {
+    if (typeof value === 'string') attributes[name] = value.trimEnd()
+  }
+  const isGone = [path, partscan].some((answer) => answer === -ENOENT || answer === -ENODEV)
+  return {
+    attributes,
+    backingFile: backingFileOf(typeof path === 'string' ? Buffer.from(path, 'latin1') : path),
+    moved: isGone || valueOf(uevent, 'DISKSEQ') !== attributes['diskseq'],
+  }
+}
+
+/** A line of a file uevent. */
+function valueOf(uevent: string, key: string): string | undefined {
+  return new RegExp(`^${key}=(.*)$`, 'm').exec(uevent)?.[1]
 }
 
 /** The disk sequence number; undefined before kernel 5.15, or where there is no such device. */
-export async function readDiskSeq(number: number): Promise<number | undefined> {
-  return optionalNumber(await readFile(`${deviceDirectory(number)}/diskseq`))
-}
-
 export function readDiskSeqSync(number: number): number | undefined {
   return optionalNumber(readFileSync(`${deviceDirectory(number)}/diskseq`))
 }
@@ -253,11 +330,11 @@ function optionalNumber(value: Buffer | number): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-const ENAMETOOLONG = -36
+const { ENAMETOOLONG, ENODEV, ENOENT } = constants.errno
 
 /** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */
 function backingFileOf(value: Buffer | number | undefined): string | null | undefined {
-  if (value === ENAMETOOLONG) return undefined
+  if (value === -ENAMETOOLONG) return undefined
   if (!(value instanceof Buffer) || value.length === 0) return null
   return value.toString('utf8', 0, value.at(-1) === 0x0a ? value.length - 1 : value.length)
 }

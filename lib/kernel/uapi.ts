@@ -48,7 +48,8 @@ const FLAGS = 52
 const FILE_NAME = 56
 const FILE_NAME_SIZE = 64
 
-const little = endianness() === 'LE'
+/** Of this machine's integers. */
+export const little: boolean = endianness() === 'LE'
 // A tag can begin with what would be a byte order mark elsewhere.
 const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
 const encoder = new TextEncoder()

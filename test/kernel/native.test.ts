@@ -72,7 +72,8 @@ describe('the addon', () => {
   })
 
   test('has every call as a promise and at once', () => {
-    const names = Object.keys(load())
+    // What opens a socket and what closes it have nothing to wait for.
+    const names = Object.keys(load()).filter((name) => !name.startsWith('uevent'))
     const promised = names.filter((name) => !name.endsWith('Sync'))
     expect(promised.length).toBeGreaterThan(20)
     expect(names.toSorted()).toEqual(promised.flatMap((name) => [name, `${name}Sync`]).toSorted())

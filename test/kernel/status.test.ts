@@ -186,8 +186,12 @@ describe('list and find', () => {
     const trace = join(folder, 'trace')
     execFileSync('strace', ['-f', '-e', 'trace=openat,open', '-o', trace, process.execPath, 'dist/cli/main.js', 'list'])
     const seen = readFileSync(trace, 'utf8')
-    expect(seen).toContain(`loop${device.number}/loop/backing_file`)
+    expect(seen).toContain(`"/sys/block/loop${device.number}/loop"`)
     expect(seen).not.toMatch(/"\/dev\/loop/)
+    // once each: a directory of every device, and the file of those that are attached
+    const count = (path: RegExp) => seen.split('\n').filter((line) => path.test(line)).length
+    expect(count(new RegExp(`"/sys/block/loop${device.number}/loop"`))).toBe(1)
+    expect(count(/"backing_file"/)).toBeLessThanOrEqual(count(/"\/sys\/block\/loop\d+\/loop"/))
   })
 
   test('a deleted file is told from one whose name says so', async ({ folder, image }) => {

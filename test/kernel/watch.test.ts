@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished, vi } from 'vitest'
 import { attach, LoopControl, type LoopEvent, watch } from '../../lib/index.ts'
 import { blkRoSetSync } from '../../lib/ioctl.ts'
+import { readInfo } from '../../lib/list.ts'
 import { parseUevent, subscribe, type Uevent } from '../../lib/kernel/uevent.ts'
 import { USER_NAMESPACE } from './environments.ts'
 import { sysfs, test, unusedNumber } from './support.ts'
@@ -241,12 +242,14 @@ describe('watch', () => {
   test('what nobody asks for is not kept without end', { timeout: 60_000 }, async ({ image }) => {
     await using device = await attach(image('disk'))
     const [watcher, witness] = [watch(), watch()]
-    for (let i = 1; i <= 1_100; i++) {
+    // More than fill the queue, because the one can look too late to see what the other has seen.
+    for (let i = 1; i <= 2_400; i++) {
       blkRoSetSync(device.fd, i % 2 === 1)
       writeFileSync(`/sys/block/loop${device.number}/uevent`, 'change')
       for await (const event of { [Symbol.asyncIterator]: () => ({ next: () => witness.next() }) }) {
         if (event.type === 'change' && event.number === device.number) break
       }
+      await readInfo(device.number)
     }
     const first = await watcher.next()
     expect(first.value).toMatchObject({ type: 'resync', cause: 'overrun' })

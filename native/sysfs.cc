@@ -1,0 +1,122 @@
+#include "sysfs.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+namespace loopctl {
+namespace {
+
+// Both are lists of texts that each end in a NUL.
+struct Request {
+  std::string directories;
+  std::string names;
+};
+
+void AppendNumber(std::string& out, std::int32_t number) {
+  char bytes[sizeof number];
+  std::memcpy(bytes, &number, sizeof number);
+  out.append(bytes, sizeof bytes);
+}
+
+// One attribute is at most a page, and comes whole where there is room for it.
+ssize_t ReadFile(int directory, const char* name, std::string& buffer) {
+  if (directory < 0) return directory;
+  const int fd = ::openat(directory, name, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  const ssize_t length = ::read(fd, buffer.data(), buffer.size());
+  const ssize_t answer = length < 0 ? -errno : length;
+  ::close(fd);
+  return answer;
+}
+
+template <typename Each>
+void ForEach(const std::string& list, Each each) {
+  for (std::size_t i = 0; i < list.size(); i += std::strlen(list.c_str() + i) + 1) each(list.c_str() + i);
+}
+
+// For each directory, and in it for each name: the length and so many bytes, or the negative errno, be it
+// that of the directory.
+std::string ReadAll(const Request& request) {
+  std::string out;
+  std::string buffer(static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)), '\0');
+  ForEach(request.directories, [&](const char* path) {
+    const int fd = ::open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const int directory = fd < 0 ? -errno : fd;
+    ForEach(request.names, [&](const char* name) {
+      const ssize_t length = ReadFile(directory, name, buffer);
+      AppendNumber(out, static_cast<std::int32_t>(length));
+      if (length > 0) out.append(buffer.data(), static_cast<std::size_t>(length));
+    });
+    if (fd >= 0) ::close(fd);
+  });
+  return out;
+}
+
+bool ReadList(const Napi::Value& value, std::string& out) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    return false;
+  const auto array = value.As<Napi::Uint8Array>();
+  if (array.ByteLength() == 0) return true;
+  out.assign(reinterpret_cast<const char*>(array.Data()), array.ByteLength());
+  return out.back() == '\0';
+}
+
+// Throws a TypeError and answers false for what is not the call's; reaching that is a bug in lib/.
+bool Read(const Napi::CallbackInfo& info, Request& request) {
+  if (info.Length() == 2 && ReadList(info[0], request.directories) && ReadList(info[1], request.names))
+    return true;
+  Napi::TypeError::New(info.Env(), "sysfsRead: expected two Uint8Array of texts that end in NUL")
+      .ThrowAsJavaScriptException();
+  return false;
+}
+
+Napi::Value ToBuffer(Napi::Env env, const std::string& bytes) {
+  return Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size());
+}
+
+class Job final : public Napi::AsyncWorker {
+ public:
+  Job(Napi::Env env, Request request)
+      : Napi::AsyncWorker(env, "loopctl"),
+        request_(std::move(request)),
+        deferred_(Napi::Promise::Deferred::New(env)) {}
+
+  Napi::Promise Promise() const { return deferred_.Promise(); }
+
+ protected:
+  void Execute() override { result_ = ReadAll(request_); }
+  void OnOK() override { deferred_.Resolve(ToBuffer(Env(), result_)); }
+
+ private:
+  Request request_;
+  std::string result_;
+  Napi::Promise::Deferred deferred_;
+};
+
+Napi::Value RunSync(const Napi::CallbackInfo& info) {
+  Request request;
+  if (!Read(info, request)) return {};
+  return ToBuffer(info.Env(), ReadAll(request));
+}
+
+Napi::Value RunAsync(const Napi::CallbackInfo& info) {
+  Request request;
+  if (!Read(info, request)) return {};
+  Job* job = new Job(info.Env(), std::move(request));  // deletes itself when done
+  const Napi::Promise promise = job->Promise();
+  job->Queue();
+  return promise;
+}
+
+}  // namespace
+
+void InitSysfs(Napi::Env env, Napi::Object exports) {
+  exports.Set("sysfsRead", Napi::Function::New<RunAsync>(env, "sysfsRead"));
+  exports.Set("sysfsReadSync", Napi::Function::New<RunSync>(env, "sysfsReadSync"));
+}
+
+}  // namespace loopctl
