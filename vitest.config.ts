@@ -1,14 +1,19 @@
 import { defineConfig } from 'vitest/config'
+import { limit } from './test/scale.ts'
 
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
-    // Wants the binaries of every machine
-    exclude: process.env['LOOPCTL_PACK'] === '1' ? [] : ['test/pack/**'],
+    // Those of the package want the binaries of every machine; those of test/vm take the driver out of the kernel.
+    exclude: ['pack', 'vm']
+      .filter((name) => process.env[`LOOPCTL_${name.toUpperCase()}`] !== '1')
+      .map((name) => `test/${name}/**`),
     globalSetup: ['test/gate.ts'],
     // Devices are the machine's, not a test file's: one file at a time, so that each can count them.
     fileParallelism: false,
-    testTimeout: 20_000,
+    testTimeout: limit(20_000),
+    hookTimeout: limit(10_000),
+    expect: { poll: { timeout: limit(1_000) } },
     reporters: process.env['CI'] ? ['default', ['json', { outputFile: 'reports/vitest.json' }]] : ['default'],
   },
 })

@@ -10,11 +10,12 @@ import { afterAll, expect, vi } from 'vitest'
 import { attach, LoopControl, LoopError } from '../../lib/index.ts'
 import { attachedNumbers, sysfs, test as onDevices } from '../kernel/support.ts'
 import type { Outcome, Plan } from './plan.ts'
+import { limit } from '../scale.ts'
 
 const OPERATIONS = fileURLToPath(new URL('fixtures/operations.mjs', import.meta.url))
 const SOURCE = fileURLToPath(new URL('launcher.c', import.meta.url))
 /** No child comes near it: one that does hangs, and is killed. */
-const LIMIT = 120_000
+const LIMIT = limit(120_000)
 
 const built = mkdtempSync(join(tmpdir(), 'loopctl-launcher-'))
 const launcher = join(built, 'launcher')
@@ -86,7 +87,7 @@ export async function runUnder(
     )
     // Somebody else who has one of them open in this moment is waited for
     await vi.waitFor(() => expect(attachedUnder(`${own}/`), `left attached after ${faults}`).toEqual([]), {
-      timeout: 5_000,
+      timeout: limit(5_000),
     })
     expect(sysfs(first.number, 'loop/backing_file'), faults).toBe(given)
     expect([readOnly, twin, images.moved], faults).toContain(sysfs(second.number, 'loop/backing_file'))
@@ -105,7 +106,9 @@ export async function runUnder(
 
 /** So many free devices that nobody comes to those which a child has made for itself: the lowest is taken. */
 export async function makeRoom(image: (name: string) => string): Promise<void> {
-  const devices = await Promise.all(Array.from({ length: 32 }, (_, i) => attach(image(`room-${i}`))))
+  const devices = await Promise.all(
+    Array.from({ length: 32 }, (_, i) => attach(image(`room-${i}`), { timeout: limit(10_000) })),
+  )
   for (const device of devices) await device.detach()
 }
 

@@ -16,6 +16,7 @@ import {
   test,
   unusedNumber,
 } from './support.ts'
+import { limit } from '../scale.ts'
 
 const MiB = 1 << 20
 
@@ -288,7 +289,7 @@ describe('attach', () => {
     expect(Number.parseInt(flags, 8) & O_CLOEXEC).toBe(O_CLOEXEC)
   })
 
-  test('2000 rounds: no descriptor, no device, no memory is lost', { timeout: 120_000 }, async ({ image }) => {
+  test('2000 rounds: no descriptor, no device, no memory is lost', { timeout: limit(120_000) }, async ({ image }) => {
     const file = image('disk', 65_536)
     const descriptors = countDescriptors()
     let early = 0

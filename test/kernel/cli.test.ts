@@ -24,6 +24,7 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished } from 'vitest'
 import type { LoopInfo, LoopStatus } from '../../lib/index.ts'
 import { attachedNumbers, losetup, loopFileName, sysfs, test } from './support.ts'
+import { limit } from '../scale.ts'
 
 const MiB = 1 << 20
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
@@ -105,14 +106,15 @@ function errorsOf(stderr: string): Record<string, unknown>[] {
     .map((line) => (JSON.parse(line) as { error: Record<string, unknown> }).error)
 }
 
-/** Looks until it is so, for at most ten seconds. */
+/** Looks until it is so. */
 function eventually<T>(look: () => T) {
-  return expect.poll(look, { timeout: 10_000, interval: 5 })
+  return expect.poll(look, { timeout: limit(10_000), interval: 5 })
 }
 
-/** Looks without a break, for what is so for an instant only; for at most ten seconds. */
+/** Looks without a break, for what is so for an instant only. */
 function lookFor(condition: () => boolean): void {
-  for (const end = performance.now() + 10_000; !condition();) expect(performance.now(), 'never seen').toBeLessThan(end)
+  for (const end = performance.now() + limit(10_000); !condition();)
+    expect(performance.now(), 'never seen').toBeLessThan(end)
 }
 
 /** LOOP_CLR_FD sets autoclear where it finds the device held; the command takes it off again at once. */

@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach, type LoopDevice, LoopError, open } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { failure, losetup, sysfs, test } from './support.ts'
+import { expectGone, failure, losetup, settleUdev, sysfs, test } from './support.ts'
+import { limit } from '../scale.ts'
 
 /** Another process that has the device open until it is told to end. */
 async function opener(path: string): Promise<{ pid: number; end: () => Promise<void> }> {
@@ -86,7 +87,7 @@ describe('detach', () => {
   test('waits for an opener that goes away in time', async ({ image }) => {
     const device = await attach(image('disk'))
     const other = await opener(device.path)
-    const [result] = await Promise.all([device.detach({ timeout: 15_000 }), other.end()])
+    const [result] = await Promise.all([device.detach({ timeout: limit(15_000) }), other.end()])
     expect(result).toBe('detached')
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
   })
@@ -98,11 +99,12 @@ describe('detach', () => {
     expect(device.fd).toBe(-1)
     expect(sysfs(device.number, 'loop/autoclear')).toBe('1')
     await other.end()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
   })
 
   test('lazy of a device that nobody else uses is detached', async ({ image }) => {
     const device = await attach(image('disk'), { autoclear: false })
+    settleUdev()
     expect(await device.detach({ lazy: true })).toBe('detached')
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
   })
@@ -174,6 +176,7 @@ describe('detach', () => {
 describe('detachSync', () => {
   test('detaches at once', async ({ image }) => {
     const device = await attach(image('disk'))
+    settleUdev()
     expect(device.detachSync()).toBe('detached')
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
     expect(() => device.detachSync()).toThrow(LoopError)
@@ -187,7 +190,7 @@ describe('detachSync', () => {
     expect(device.fd).toBe(-1)
     await inFlight.catch(() => {})
     await device.close()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
   })
 
   test('at any call of another operation: the device goes', async ({ image }) => {
@@ -229,13 +232,13 @@ describe('detachSync', () => {
   test('in the middle of a detach that waits', async ({ image }) => {
     const device = await attach(image('disk'), { autoclear: false })
     const other = await opener(device.path)
-    const waiting = device.detach({ timeout: 10_000 })
+    const waiting = device.detach({ timeout: limit(10_000) })
     for (let i = 0; i < 20; i++) await new Promise(setImmediate)
     expect(device.detachSync()).toBe('deferred')
     await failure('closed', () => waiting)
     expect(sysfs(device.number, 'loop/autoclear')).toBe('1')
     await other.end()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
   })
 })
 
@@ -248,7 +251,7 @@ describe('disposal', () => {
     }
     expect(sysfs(device.number, 'loop/backing_file')).toBeDefined()
     await device[Symbol.asyncDispose]()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
     await device[Symbol.asyncDispose]()
   })
 
@@ -258,7 +261,7 @@ describe('disposal', () => {
       using device = await attach(image('disk'))
       number = device.number
     }
-    expect(existsSync(`/sys/block/loop${number}/loop`)).toBe(false)
+    expectGone(number)
   })
 
   test('a held device is deferred without waiting', async ({ image }) => {
@@ -268,7 +271,7 @@ describe('disposal', () => {
     expect(device.fd).toBe(-1)
     expect(sysfs(device.number, 'loop/backing_file')).toBeDefined()
     await other.end()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
   })
 })
 
@@ -289,7 +292,7 @@ describe('release and close', () => {
     const device = await attach(image('disk'))
     await Promise.all([device.close(), device.close()])
     await device.close()
-    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+    expectGone(device.number)
     expect(device.fd).toBe(-1)
     expect(device.path).toBe(`/dev/loop${device.number}`)
   })

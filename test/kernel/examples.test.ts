@@ -4,16 +4,17 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { describe, expect, it } from 'vitest'
 import { test } from './support.ts'
+import { limit } from '../scale.ts'
 
 const EXAMPLES = fileURLToPath(new URL('../../examples', import.meta.url))
-const LIMIT = 120_000
+const LIMIT = limit(120_000)
 
 /** Runs it to its end, and answers what it said; nothing of it may be left in the folder. */
 async function runExample(folder: string, script: string, ...words: string[]): Promise<string[]> {
   const { stdout, stderr } = await promisify(execFile)(process.execPath, [`${EXAMPLES}/${script}`, ...words], {
     env: { ...process.env, LOOPCTL_EXAMPLE_FOLDER: folder },
     // Before the test's own limit, so that it can take back what it did.
-    timeout: LIMIT - 20_000,
+    timeout: LIMIT - limit(20_000),
   })
   expect(stderr).toBe('')
   expect(readdirSync(folder)).toEqual([])

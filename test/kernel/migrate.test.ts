@@ -31,7 +31,10 @@ import {
   type Progress,
 } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
+import { limit } from '../scale.ts'
 import { countDescriptors, failure, sysfs, test } from './support.ts'
+
+const LONG = { timeout: limit(60_000) }
 
 const KiB = 1 << 10
 const MiB = 1 << 20
@@ -948,7 +951,7 @@ describe('given up', () => {
     ['of a stack', { swappable: true }, {}, 'file'],
   ]
   for (const [name, attachOptions, options, from] of cases) {
-    test(`at its k-th call, for every k: ${name}`, async ({ folder }) => {
+    test(`at its k-th call, for every k: ${name}`, LONG, async ({ folder }) => {
       const bytes = randomBytes(256 * KiB)
       const source = join(folder, 'disk')
       const place = folderIn(folder, 'place')
@@ -1011,7 +1014,7 @@ describe('given up', () => {
       const begun = calls.lastIndexOf(calls.includes('rename') ? 'rename' : 'link')
       expect(rejected).toBeGreaterThan(begun / 2)
       expect(rejected).toBeLessThan(calls.indexOf('loopChangeFd'))
-    }, 60_000)
+    })
   }
 })
 

@@ -50,7 +50,8 @@ import {
   TWO,
   TWO_4096,
 } from './partitioned.ts'
-import { countDescriptors, failure, sysfs, test as withDevices } from './support.ts'
+import { countDescriptors, expectGone, failure, sysfs, test as withDevices } from './support.ts'
+import { limit } from '../scale.ts'
 
 const test = canPartition ? withDevices : withDevices.skip
 
@@ -471,7 +472,7 @@ describe('detach', () => {
   test('waits for the opener of a partition that goes away in time', async ({ image }) => {
     const device = await attach(twoImage(image), { partscan: 'user' })
     const other = await opener(`${device.path}p1`)
-    const [result] = await Promise.all([device.detach({ timeout: 15_000 }), other.end()])
+    const [result] = await Promise.all([device.detach({ timeout: limit(15_000) }), other.end()])
     expect(result).toBe('detached')
     expectNoPartitions(device.number)
   })
@@ -532,7 +533,7 @@ describe('detach', () => {
     expect(await device.detach({ lazy: true })).toBe('deferred')
     expect(Object.keys(places(number))).toEqual([`loop${number}p2`])
     await other.end()
-    expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
+    expectGone(number)
     // K3: it has outlived its attachment. Whoever gets the device next does not see it.
     await using next = await attach(image('next'), { number })
     expectNoPartitions(number)
@@ -568,7 +569,7 @@ async function withMount(folder: string, path: string, use: (mountPoint: string)
 
 /** A mount namespace that was made meanwhile, by whatever else runs, has the mount too until it ends. */
 async function detachSoon(device: LoopDevice): Promise<DetachResult> {
-  return vi.waitFor(() => device.detach(), { timeout: 15_000, interval: 100 })
+  return vi.waitFor(() => device.detach(), { timeout: limit(15_000), interval: 100 })
 }
 
 /** K3, up to 7.1: the number of a free device that has them. Another process, to hold one before it goes. */
@@ -593,7 +594,7 @@ describe('partitions left by a process that was killed', () => {
   for (const [name, given] of options) {
     test(`the next attachment has none of them: ${name}`, async ({ image, skip }) => {
       const { number } = await leftover(twoImage(image))
-      await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
+      await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
       skip(Object.keys(knownPartitions(number)).length === 0, 'this kernel drops them itself')
       expect(places(number)).toEqual(twoOf(number))
       const device = await attach(image('next', 8 * MiB), { ...given, number })
@@ -611,7 +612,7 @@ describe('partitions left by a process that was killed', () => {
     await using plain = await attach(image('plain'))
     await plain.detach()
     const { number } = await leftover(one)
-    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
+    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
     if (Object.keys(knownPartitions(number)).length === 0) return
     await using device = await attach(image('next', 8 * MiB), { number })
     expectNoPartitions(number)
@@ -620,7 +621,7 @@ describe('partitions left by a process that was killed', () => {
 
   test('the next image has its own', async ({ image }) => {
     const { number } = await leftover(twoImage(image))
-    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
+    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
     const next = image('next', 8 * MiB)
     sfdisk(next, 'label: dos\nstart=2048, size=1024\n')
     await using device = await attach(next, { number, partscan: 'user' })
@@ -633,7 +634,7 @@ describe('partitions left by a process that was killed', () => {
     // The user of the partition keeps the attachment: it ends with that.
     expect(sysfs(number, 'loop/autoclear')).toBe('1')
     await other?.end()
-    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined)
+    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
     if (Object.keys(knownPartitions(number)).length === 0) return
     const again = await opener(`/dev/loop${number}p2`)
     for (const partscan of ['user', true, false] as const) {

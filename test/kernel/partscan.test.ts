@@ -4,10 +4,11 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readSync, writeSync } from 'node:fs'
 import { describe, expect, inject } from 'vitest'
 import { attach, doctor } from '../../lib/index.ts'
-import { sysfs, test } from './support.ts'
+import { times } from '../scale.ts'
+import { hasUdev, settleUdev, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
-const ROUNDS = 20
+const ROUNDS = Math.max(3, times(20))
 /** In MiB. */
 const PLACES = [
   { number: 1, start: 1, size: 2 },
@@ -16,7 +17,6 @@ const PLACES = [
 ]
 
 const features = inject('noKernel') === '' ? (await doctor()).features : {}
-const hasUdev = existsSync('/run/udev/control')
 
 function whyNot(kind: string): string | undefined {
   if (spawnSync('sfdisk', ['--version']).error) return 'sfdisk is not installed'
@@ -60,11 +60,6 @@ function partitionsOf(device: number): typeof PLACES {
       const inMiB = (what: string) => (Number(sysfs(device, `loop${device}p${number}/${what}`)) * 512) / MiB
       return { number, start: inMiB('start'), size: inMiB('size') }
     })
-}
-
-/** Until udev has done all that it has been told of. */
-function settleUdev(): void {
-  if (hasUdev) execFileSync('udevadm', ['settle', '--timeout=60'])
 }
 
 for (const kind of ['gpt', 'mbr']) {

@@ -6,7 +6,10 @@ import { stat } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { describe, expect } from 'vitest'
 import { attach, find } from '../../lib/index.ts'
+import { limit } from '../scale.ts'
 import { sysfs, test } from './support.ts'
+
+const LONG = { timeout: limit(60_000) }
 
 function fixture(name: string): string {
   return fileURLToPath(new URL(`fixtures/${name}`, import.meta.url))
@@ -24,7 +27,7 @@ describe('a process with devices', () => {
     ])
   })
 
-  test('a terminated worker thread leaks nothing and crashes nothing', { timeout: 60_000 }, async ({ image }) => {
+  test('a terminated worker thread leaks nothing and crashes nothing', LONG, async ({ image }) => {
     const images = Array.from({ length: 6 }, (_, i) => image(`disk${i}`, 65_536, i + 1))
     const output = execFileSync(process.execPath, [fixture('terminated-worker.mjs'), '25', ...images], {
       encoding: 'utf8',

@@ -17,6 +17,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test as base, expect, inject, vi } from 'vitest'
 import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
+import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
 
@@ -35,7 +36,7 @@ const withFixtures = base.extend<Fixtures>({
     await use(folder)
     // Other processes look at devices too: one that has a device open in this moment is waited for.
     const nothingLeft = () => expect(attachedUnder(folder), 'devices left attached').toEqual([])
-    await vi.waitFor(nothingLeft, { timeout: 5_000 })
+    await vi.waitFor(nothingLeft, { timeout: limit(5_000) })
     const descriptors = loopDescriptors().filter((line) => !before.includes(line))
     rmSync(folder, { recursive: true, force: true })
     expect(descriptors, 'descriptors of loop devices left open').toEqual([])
@@ -107,11 +108,11 @@ export function losetup(path: string): Record<string, unknown> | undefined {
 /** `lo_file_name`, asked for by another program; losetup shows it only since 2.40. */
 export function loopFileName(path: string): string {
   const script = `
-import fcntl, sys
-with open(sys.argv[1], 'rb') as device:
-    info = fcntl.ioctl(device, 0x4C05, bytes(232))
-sys.stdout.buffer.write(info[56:120].split(b'\\0')[0])`
-  return execFileSync('python3', ['-c', script, path], { encoding: 'utf8' })
+open(my $device, '<', $ARGV[0]) or die;
+my $info = "\\0" x 232;
+ioctl($device, 0x4C05, $info) or die;
+print unpack('Z*', substr($info, 56, 64))`
+  return execFileSync('perl', ['-e', script, path], { encoding: 'utf8' })
 }
 
 /** The error that `operation` ends with, which has to be a LoopError of that reason. */
@@ -125,6 +126,19 @@ export async function failure(reason: LoopErrorReason, operation: () => unknown)
   if (!(error instanceof LoopError)) expect.fail(`wanted a LoopError of reason ${reason}, got ${String(error)}`)
   expect(error.reason, error.message).toBe(reason)
   return error
+}
+
+export const hasUdev = existsSync('/run/udev/control')
+
+/** Until udev has done all that it has been told of, and has no device open. */
+export function settleUdev(): void {
+  if (hasUdev) execFileSync('udevadm', ['settle', '--timeout=60'])
+}
+
+/** That the device has let go, when udev has too, which may have had it open in this moment. */
+export function expectGone(number: number): void {
+  settleUdev()
+  expect(existsSync(`/sys/block/loop${number}/loop`), `/dev/loop${number} is attached`).toBe(false)
 }
 
 /** The bytes of a descriptor or file. */

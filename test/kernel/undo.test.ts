@@ -6,6 +6,7 @@ import { loopCtlAddSync } from '../../lib/ioctl.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { canPartition, knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
 import { countDescriptors, failure, sysfs, test } from './support.ts'
+import { limit } from '../scale.ts'
 
 afterEach(() => {
   observe(undefined)
@@ -40,7 +41,7 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
   ]
   for (const [name, given] of cases) {
     for (const how of ['aborted', 'out of time'] as const) {
-      test(`${name}, ${how}`, { timeout: 60_000 }, async ({ image }) => {
+      test(`${name}, ${how}`, { timeout: limit(60_000) }, async ({ image }) => {
         const file = image('disk', 8 << 20)
         if (given.partscan === 'user') sfdisk(file, TWO)
         const number = unusedNumber()
@@ -104,7 +105,7 @@ test('a failed attach does not remove a free device that was there, though anoth
   await using control = await LoopControl.open()
   const free = await control.getFree()
   // it may have been made this moment
-  await vi.waitUntil(() => Date.now() - statSync(`/dev/loop${free}`).birthtimeMs > 100)
+  await vi.waitUntil(() => Date.now() - statSync(`/dev/loop${free}`).birthtimeMs > 100, limit(1_000))
   const other = unusedNumber()
   const fd = openSync('/dev/loop-control', 'r+')
   try {

@@ -12,6 +12,7 @@ import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'v
 import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
 import { attachedNumbers, contents, loopFileName, sysfs, test } from './support.ts'
+import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
 const FIXTURE = 'test/kernel/fixtures/operations.mjs'
@@ -464,7 +465,7 @@ const DONE: Partial<Record<Operation, (given: Given) => unknown>> = {
 
 /** Another program that looks at the device keeps it for a moment. */
 async function isGone({ file }: Given): Promise<void> {
-  await expect.poll(() => attachedTo(dirname(file)), { timeout: 10_000 }).toEqual([])
+  await expect.poll(() => attachedTo(dirname(file)), { timeout: limit(10_000) }).toEqual([])
 }
 
 /** And what they answer. */
@@ -502,7 +503,7 @@ afterAll(() => {
 })
 
 describe.for(ENVIRONMENTS)('$name', (environment) => {
-  test('functions', { timeout: 60_000 }, async ({ folder, image, skip }) => {
+  test('functions', { timeout: limit(60_000) }, async ({ folder, image, skip }) => {
     skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
     await using stage = new Stage(folder, image)
     const names = Object.keys(OPERATIONS) as Operation[]
@@ -535,7 +536,7 @@ describe.for(ENVIRONMENTS)('$name', (environment) => {
     }
   })
 
-  test('commands', { timeout: 60_000 }, async ({ folder, image, skip }) => {
+  test('commands', { timeout: limit(60_000) }, async ({ folder, image, skip }) => {
     skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
     await using stage = new Stage(folder, image)
     await stage.build(Object.keys(COMMANDS), (name) => expectedOf(environment, name) !== 'ok')
