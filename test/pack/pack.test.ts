@@ -55,15 +55,19 @@ describe.skipIf(missing !== '')('the package', { timeout: LIMIT }, () => {
     const sources = readdirSync(join(ROOT, 'lib'), { recursive: true, encoding: 'utf8' })
       .filter((file) => file.endsWith('.ts'))
       .map((file) => file.slice(0, -'.ts'.length))
-    const made = ['js', 'js.map', 'd.ts', 'd.ts.map']
+    const made = readdirSync(join(ROOT, 'dist'), { recursive: true, encoding: 'utf8' }).filter((file) =>
+      /\.js(\.map)?$/.test(file),
+    )
     const wanted = [
       'LICENSE',
       'README.md',
       'man/loopctl.1',
       'package.json',
-      ...sources.flatMap((name) => [`lib/${name}.ts`, ...made.map((extension) => `dist/${name}.${extension}`)]),
+      ...sources.flatMap((name) => [`lib/${name}.ts`, `dist/${name}.d.ts`, `dist/${name}.d.ts.map`]),
+      ...made.map((file) => `dist/${file}`),
       ...PREBUILDS,
     ]
+    expect(made).toEqual(expect.arrayContaining(['index.js', 'ioctl.js', 'cli/main.js', 'chunks/watch.js']))
     const packed = execFileSync('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n')
     expect(packed.map((file) => file.replace(/^package\//, '')).toSorted()).toEqual(wanted.toSorted())
   })
