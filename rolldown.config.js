@@ -12,5 +12,11 @@ export default defineConfig({
   input: Object.fromEntries(entries.map((name) => [name, `lib/${name}.ts`])),
   platform: 'node',
   external: /^(?![./])/,
-  output: { dir: 'dist', format: 'esm', sourcemap: true, sourcemapExcludeSources: true, chunkFileNames: 'chunks/[name].js' },
+  output: {
+    dir: 'dist',
+    format: 'esm',
+    sourcemap: true,
+    sourcemapExcludeSources: true,
+    chunkFileNames: 'chunks/[name].js',
+  },
 })

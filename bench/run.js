@@ -52,7 +52,7 @@ function describeMachine({ diskType }) {
   return {
     cpu: cpus()[0]?.model.trim() ?? 'unknown',
     cores: availableParallelism(),
-    kernel: release(),
+    kernel: release().split('-')[0] ?? '',
     node: process.version,
     filesystems: `tmpfs, ${diskType}`,
     losetup: execFileSync('losetup', ['--version'], { encoding: 'utf8' }).replace('losetup from', '').trim(),

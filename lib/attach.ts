@@ -407,6 +407,7 @@ class Attachment {
     if (fd < 0) return this.#classify({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const target = { number, fd, backing: this.#backing, settings: this.#settings }
     let attached = false
+    let handle: Handle | undefined
     try {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
@@ -421,13 +422,16 @@ class Attachment {
       if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
       const info = await verify(target)
       this.#deadline.throwIfAborted()
-      return await this.#makeHandle(number, info)
+      handle = await this.#makeHandle(number, info)
+      return handle
     } catch (error) {
       // Only what was attached here: otherwise this would detach the winner of the race.
       if (attached) await binding().loopClrFd(fd)
       throw error
     } finally {
-      await close(fd)
+      // Nothing comes of it, and nothing is waited for, where the handle has the device open too.
+      if (handle && this.#backing.isPrompt) closeSync(fd)
+      else await close(fd)
     }
   }
 

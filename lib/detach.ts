@@ -9,7 +9,7 @@ import { getStatus, type Handle, type Info, openDevice } from './handle.ts'
 import { adviseHolders, describeHolders, findHolders, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { canAdministrate } from './kernel/process.ts'
-import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { close, closeSync, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
 import { removeNodesOfGone, removeUnused, removeUnusedSync } from './partitions.ts'
@@ -76,7 +76,9 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   }
   const { descriptor: plain, isPrompt } = handle
   handle.replaceDescriptor(exclusive)
-  await close(plain)
+  // Not the last one, so nothing is waited for.
+  if (isPrompt) closeSync(plain)
+  else await close(plain)
   const requested = await binding().loopClrFd(exclusive)
   const bytes = newInfo()
   const answer = requested < 0 ? requested : await getStatus(exclusive, bytes, isPrompt)

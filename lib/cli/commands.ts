@@ -117,7 +117,7 @@ export function makeProgram(): Command {
 export const NOTES = [
   ['Devices', '7, loop7 or /dev/loop7.'],
   ['Sizes', 'bytes, or with a unit: 1M and 1MiB are 1024 * 1024, 1MB is 1000 * 1000.'],
-  ['Exit status', '0 done, 1 failed, 2 wrong usage, 130 interrupted, after undoing.'],
+  ['Exit status', '0 done, 1 failed, 2 wrong usage, 130 interrupted, after undoing; of run that of its command.'],
   ['Environment', 'Colours are for terminals; NO_COLOR=1 turns them off, FORCE_COLOR=1 on.'],
 ] as const
 

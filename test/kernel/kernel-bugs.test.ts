@@ -63,7 +63,9 @@ test('K12: nobody gets the device between LOOP_CLR_FD and the end of the detach'
       requested = call === 'loopClrFd'
     })
     const result = await device.detach().finally(() => observe(undefined))
-    expect({ result, attached }).toEqual({ result: 'detached', attached: [false] })
+    expect(result).toBe('detached')
+    // Once, or more often where udev had it open.
+    expect(new Set(attached)).toEqual(new Set([false]))
   } finally {
     spawnSync('losetup', ['--detach', `/dev/loop${number}`])
     await using control = await LoopControl.open()

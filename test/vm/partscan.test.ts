@@ -1,11 +1,11 @@
-/** partscan: true, where the kernel has a parser for the table; with udev too, which can make it scan again (K4). */
+/** partscan: true. The kernels of the guests have parsers for both tables; and udev, which can make them scan again (K4). */
 
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readSync, writeSync } from 'node:fs'
-import { describe, expect, inject } from 'vitest'
-import { attach, doctor } from '../../lib/index.ts'
+import { describe, expect } from 'vitest'
+import { attach } from '../../lib/index.ts'
 import { times } from '../scale.ts'
-import { hasUdev, settleUdev, sysfs, test } from './support.ts'
+import { hasUdev, settleUdev, sysfs, test } from '../kernel/support.ts'
 
 const MiB = 1 << 20
 const ROUNDS = Math.max(3, times(20))
@@ -15,13 +15,6 @@ const PLACES = [
   { number: 2, start: 4, size: 1 },
   { number: 3, start: 6, size: 1 },
 ]
-
-const features = inject('noKernel') === '' ? (await doctor()).features : {}
-
-function whyNot(kind: string): string | undefined {
-  if (spawnSync('sfdisk', ['--version']).error) return 'sfdisk is not installed'
-  return features[kind] === true ? undefined : `this kernel has no parser for ${kind.toUpperCase()}`
-}
 
 function writeTable(path: string, kind: string, places = PLACES): void {
   const lines = places.map(({ number, start, size }) => `${number}: start=${start}MiB, size=${size}MiB`)
@@ -64,9 +57,7 @@ function partitionsOf(device: number): typeof PLACES {
 
 for (const kind of ['gpt', 'mbr']) {
   describe(`partscan: true, ${kind.toUpperCase()}, ${hasUdev ? 'with' : 'without'} udev`, () => {
-    test(`${ROUNDS} rounds: the nodes can be used when attach resolves, and stay`, async ({ image, skip }) => {
-      const lacking = whyNot(kind)
-      if (lacking !== undefined) skip(lacking)
+    test(`${ROUNDS} rounds: the nodes can be used when attach resolves, and stay`, async ({ image }) => {
       const file = partitioned(image('disk', 8 * MiB), kind)
       const contents = PLACES.map(({ number }) => `partition ${number}`)
       for (let round = 1; round <= ROUNDS; round++) {
@@ -87,9 +78,7 @@ for (const kind of ['gpt', 'mbr']) {
       expect(readdirSync('/dev').filter((name) => name.startsWith('.loopctl'))).toEqual([])
     })
 
-    test('rescanPartitions: what was written through the device is found', async ({ image, skip }) => {
-      const lacking = whyNot(kind)
-      if (lacking !== undefined) skip(lacking)
+    test('rescanPartitions: what was written through the device is found', async ({ image }) => {
       await using device = await attach(partitioned(image('disk', 8 * MiB), kind), { partscan: true })
       const other = [
         { number: 1, start: 1, size: 1 },
