@@ -12,6 +12,10 @@ export default defineConfig({
   input: Object.fromEntries(entries.map((name) => [name, `lib/${name}.ts`])),
   platform: 'node',
   external: /^(?![./])/,
+  // Warnings are errors.
+  onLog: (_level, { message }) => {
+    throw new Error(message)
+  },
   output: {
     dir: 'dist',
     format: 'esm',
