@@ -407,7 +407,6 @@ class Attachment {
     if (fd < 0) return this.#classify({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const target = { number, fd, backing: this.#backing, settings: this.#settings }
     let attached = false
-    let handle: Handle | undefined
     try {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
@@ -422,16 +421,13 @@ class Attachment {
       if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
       const info = await verify(target)
       this.#deadline.throwIfAborted()
-      handle = await this.#makeHandle(number, info)
-      return handle
+      return await this.#makeHandle(number, info)
     } catch (error) {
       // Only what was attached here: otherwise this would detach the winner of the race.
       if (attached) await binding().loopClrFd(fd)
       throw error
     } finally {
-      // Nothing comes of it, and nothing is waited for, where the handle has the device open too.
-      if (handle && this.#backing.isPrompt) closeSync(fd)
-      else await close(fd)
+      await close(fd)
     }
   }
 
@@ -480,8 +476,7 @@ class Attachment {
     const fd = await this.#openDevice(number, O_RDONLY)
     if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const { createNode } = this.#wanted
-    const { isPrompt } = this.#backing
-    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info, createNode, isPrompt }))
+    return this.#withPartitions(new Handle(number, fd, { owned: true, backing: info, createNode }))
   }
 
   /** As asked for; where that fails the handle is closed, and what was added removed. */

@@ -32,8 +32,6 @@ export interface Backing {
   readonly size: bigint
   /** Opened here, and by nobody else as far as this process knows: it can be probed for other openers. */
   readonly opened: boolean
-  /** A file on a filesystem that answers without waiting: what only asks it needs no thread of the pool. */
-  readonly isPrompt: boolean
   /** Lets go of what was opened here. A descriptor of the caller's stays open. */
   close(): Promise<void>
 }
@@ -66,14 +64,12 @@ async function openPath(given: string | Buffer, readOnly: boolean, deadline: Dea
   }
   if (fd < 0) throw await openError(given, fd, readOnly)
   try {
-    const [opened, onPromptFs] = await Promise.all([files.fstat(fd), files.isPrompt(fd)])
+    const opened = await files.fstat(fd)
     if (typeof opened === 'number') throw explain({ call: 'fstat', errno: opened, path, backingFile: path }, ROLE)
     refuseOtherTypes(opened, path)
     clearNonBlocking(fd, path)
-    const isPrompt = onPromptFs && opened.isFile()
-    return await describe({ fd, stat: opened, path, writable: !readOnly, opened: true, isPrompt }, async () => {
-      if (isPrompt) files.closeSync(fd)
-      else await files.close(fd)
+    return describe(fd, opened, path, !readOnly, true, async () => {
+      await files.close(fd)
     })
   } catch (error) {
     await files.close(fd)
@@ -115,14 +111,14 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined): Pro
 
   // Kernels before 6.15 append a loop device's writes to such a file, wherever they belong.
   if (writable && (flags & files.O_APPEND) !== 0) return reopen(given, stat, path)
-  return describe({ fd: given, stat, path, writable, opened: false, isPrompt: false }, async () => {})
+  return describe(given, stat, path, writable, false, async () => {})
 }
 
 /** The same file through a descriptor of our own, without the O_APPEND of the caller's. */
 async function reopen(given: number, stat: BigIntStats, path: string): Promise<Backing> {
   const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
-  return describe({ fd, stat, path, writable: true, opened: false, isPrompt: false }, async () => {
+  return describe(fd, stat, path, true, false, async () => {
     await files.close(fd)
   })
 }
@@ -150,12 +146,15 @@ function clearNonBlocking(fd: number, path: string): void {
   if (errno < 0) throw explain({ call: 'fcntl', errno, path, backingFile: path }, ROLE)
 }
 
-interface Opened extends Pick<Backing, 'fd' | 'path' | 'writable' | 'opened' | 'isPrompt'> {
-  stat: BigIntStats
-}
-
-async function describe({ stat, ...backing }: Opened, letGo: () => Promise<void>): Promise<Backing> {
+async function describe(
+  fd: number,
+  stat: BigIntStats,
+  path: string,
+  writable: boolean,
+  opened: boolean,
+  letGo: () => Promise<void>,
+): Promise<Backing> {
   const size = stat.isBlockDevice() ? await readBlockDeviceSize(formatDevice(stat.rdev)) : stat.size
   const rdevice = stat.isBlockDevice() ? stat.rdev : undefined
-  return { ...backing, device: stat.dev, inode: stat.ino, rdevice, size, close: letGo }
+  return { fd, path, writable, device: stat.dev, inode: stat.ino, rdevice, size, opened, close: letGo }
 }

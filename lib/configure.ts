@@ -5,7 +5,7 @@ import type { Backing } from './backing.ts'
 import { backoff, type Deadline } from './deadline.ts'
 import { refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
-import { devicePath, getStatus } from './handle.ts'
+import { devicePath } from './handle.ts'
 import { binding } from './kernel/binding.ts'
 import { hasLoopConfigure, pageSize } from './kernel/features.ts'
 import {
@@ -90,7 +90,7 @@ function statusFlags({ autoclear, partscan }: Settings): number {
 /** Looks at what is in effect, mends what the kernel's bugs left, and refuses what is not as asked. */
 export async function verify(target: Target): Promise<LoopInfo64> {
   const bytes = newInfo()
-  const answer = await getStatus(target.fd, bytes, target.backing.isPrompt)
+  const answer = await binding().loopGetStatus64(target.fd, bytes)
   if (answer < 0) throw explain(failureOf(target, 'LOOP_GET_STATUS64', answer))
   const info = decodeInfo(bytes)
   compareInfo(target, info)

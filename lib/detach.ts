@@ -5,11 +5,11 @@ import { tries } from './allocate.ts'
 import { checkBoolean, checkOptions } from './arguments.ts'
 import { backoff, checkDeadline, type Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
-import { getStatus, type Handle, type Info, openDevice } from './handle.ts'
+import { type Handle, type Info, openDevice } from './handle.ts'
 import { adviseHolders, describeHolders, findHolders, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { canAdministrate } from './kernel/process.ts'
-import { close, closeSync, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
 import { removeNodesOfGone, removeUnused, removeUnusedSync } from './partitions.ts'
@@ -74,14 +74,12 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
     await close(exclusive)
     throw error
   }
-  const { descriptor: plain, isPrompt } = handle
+  const plain = handle.descriptor
   handle.replaceDescriptor(exclusive)
-  // Not the last one, so nothing is waited for.
-  if (isPrompt) closeSync(plain)
-  else await close(plain)
+  await close(plain)
   const requested = await binding().loopClrFd(exclusive)
   const bytes = newInfo()
-  const answer = requested < 0 ? requested : await getStatus(exclusive, bytes, isPrompt)
+  const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
   if (answer === -ENXIO) {
     // Only now: a partition that somebody has open has deferred it. And before the device can be another's.
     await removeUnused(handle.number, exclusive, partitions.added)

@@ -98,14 +98,6 @@ export async function askDevice<T>(number: number, read: (info: LoopInfo64, fd: 
   }
 }
 
-/**
- * LOOP_GET_STATUS64. It asks the backing file's filesystem, which can be on a dead server: on a thread of the pool, but
- * where the filesystem is known to be prompt.
- */
-export async function getStatus(fd: number, bytes: Uint8Array, isPrompt: boolean): Promise<number> {
-  return isPrompt ? binding().loopGetStatus64Sync(fd, bytes) : binding().loopGetStatus64(fd, bytes)
-}
-
 function isDevice(stat: ReturnType<typeof lstatSync>, number: number): number {
   if (typeof stat === 'number') return stat
   const same = stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR && minorOf(stat.rdev) === minorOfDevice(number)
@@ -160,7 +152,6 @@ export class Handle {
   readonly #remains: Remains
   #diskSeq: number | undefined
   #backing: Backing | undefined
-  #isPrompt: boolean
   #closed = false
   #closing: Promise<void> | undefined
   #running = false
@@ -170,7 +161,7 @@ export class Handle {
   constructor(
     number: number,
     fd: number,
-    options: { owned: boolean; backing: Backing | undefined; createNode?: boolean; isPrompt?: boolean },
+    options: { owned: boolean; backing: Backing | undefined; createNode?: boolean },
   ) {
     this.number = number
     this.path = devicePath(number)
@@ -178,7 +169,6 @@ export class Handle {
     this.owned = options.owned
     this.createNode = options.createNode ?? true
     this.#backing = options.backing
-    this.#isPrompt = options.isPrompt ?? false
     this.#diskSeq = readDiskSeq(fd)
     if (this.owned) owned.add(this)
     else forgotten.register(this, this.#remains, this)
@@ -312,7 +302,6 @@ export class Handle {
     try {
       const answer = await call()
       if (answer >= 0) {
-        this.#isPrompt &&= backing.device === this.#backing?.device
         this.#backing = backing
         this.#diskSeq = readDiskSeq(this.descriptor)
       }
@@ -335,22 +324,14 @@ export class Handle {
   }
 
   /**
-   * Whether the backing file is on a filesystem that answers without waiting. Another process may have changed it: then
-   * the disk sequence number has moved.
-   */
-  get isPrompt(): boolean {
-    return this.#isPrompt && diskSeqCountsAttachments() && readDiskSeq(this.descriptor) === this.#diskSeq
-  }
-
-  /**
-   * LOOP_GET_STATUS64.
+   * LOOP_GET_STATUS64, on a pool thread: it asks the backing file's filesystem, which can be on a dead server.
    *
    * @throws `not-attached`, `detaching`, `replaced`
    */
   async readInfo(): Promise<Info> {
     const fd = this.descriptor
     const bytes = newInfo()
-    return this.#checkedInfo(fd, bytes, await getStatus(fd, bytes, this.isPrompt))
+    return this.#checkedInfo(fd, bytes, await binding().loopGetStatus64(fd, bytes))
   }
 
   readInfoSync(): Info {

@@ -63,25 +63,24 @@ export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   assertSupported()
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  return readInfos(numbers, wantsAll, (some) => sysfs.readDevices(some, wantsAll))
+  return readInfos(numbers, wantsAll)
 }
 
-/** One device; undefined where there is none of that number. `now`: without a thread of the pool. */
-export async function readInfo(number: number, now = false): Promise<LoopInfo | undefined> {
-  const read = now ? sysfs.readDevicesSync : sysfs.readDevices
-  const [info] = await readInfos([number], true, (some) => read(some, true))
+/** One device; undefined where there is none of that number. */
+export async function readInfo(number: number): Promise<LoopInfo | undefined> {
+  const [info] = await readInfos([number], true)
   return info
 }
 
-type Read = (numbers: readonly number[]) => ReturnType<typeof sysfs.readDevices | typeof sysfs.readDevicesSync>
-
 /** By number. The files of a device are read one by one: those that were not of one moment are read again. */
-async function readInfos(numbers: readonly number[], free: boolean, read: Read): Promise<LoopInfo[]> {
+async function readInfos(numbers: readonly number[], free: boolean): Promise<LoopInfo[]> {
   const infos: LoopInfo[] = []
   let left = numbers
   for (let tries = 8; left.length > 0; tries--) {
+    const found = await sysfs.readDevices(left, free)
+    if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
     const moved: number[] = []
-    for (const [i, files] of (await read(left)).entries()) {
+    for (const [i, files] of found.entries()) {
       const number = left[i] ?? Number.NaN
       if (files?.moved && tries > 0) moved.push(number)
       else if (files && (free || files.backingFile !== null)) infos.push(await toInfo(number, files))
@@ -175,8 +174,8 @@ async function filter(infos: LoopInfo[], matches: (info: LoopInfo) => Promise<bo
 }
 
 /** @throws `no-such-device`, `unsupported-platform` without sysfs */
-export async function requireInfo(number: number, now: boolean): Promise<LoopInfo> {
-  const info = await readInfo(number, now)
+export async function requireInfo(number: number): Promise<LoopInfo> {
+  const info = await readInfo(number)
   if (info) return info
   if (!sysfs.isMounted())
     throw explain({ call: 'scandir', errno: -constants.errno.ENOENT, path: '/sys/block' }, 'read /sys')

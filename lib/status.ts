@@ -51,7 +51,7 @@ export interface StatusChange {
 export async function readStatus(handle: Handle): Promise<LoopStatus> {
   return handle.run(async () => {
     const { info: loop } = await handle.readInfo()
-    const { lower: _, ...info } = await requireInfo(handle.number, handle.isPrompt)
+    const { lower: _, ...info } = await requireInfo(handle.number)
     const lower = handle.lowerNumber
     return {
       ...info,

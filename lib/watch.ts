@@ -9,7 +9,7 @@ import { checkOptions, checkSignal } from './arguments.ts'
 import { assertSupported } from './errors.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { areUeventsSentHere, subscribe, type Uevent } from './kernel/uevent.ts'
-import { type LoopInfo, readInfo, toInfo } from './list.ts'
+import { list, type LoopInfo, readInfo, toInfo } from './list.ts'
 import { explain } from './reasons.ts'
 
 export interface WatchOptions {
@@ -51,7 +51,10 @@ const QUEUE_SIZE = 1024
 const PERIOD = 1_000
 const REST = 20
 
-/** The events since this call; see {@link LoopEvent}. */
+/**
+ * The events since this call; see {@link LoopEvent}. It holds a socket and a thread until it is ended: by leaving the
+ * loop, `return()` or the signal.
+ */
 export function watch(options?: WatchOptions): AsyncIterableIterator<LoopEvent> {
   const { signal } = checkOptions(options, ['signal'])
   if (signal !== undefined) checkSignal(signal)
@@ -151,6 +154,10 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
     this.#looking = true
     try {
       for (const [number, each] of files) this.#known.set(number, { info: await toInfo(number, each), going: false })
+      for (const { number, diskSeq, blockSize } of await list({ all: true })) {
+        const info = this.#known.get(number)?.info
+        if (info !== undefined && info.diskSeq === diskSeq) info.blockSize = blockSize
+      }
       if (!subscribed || !(await areUeventsSentHere())) this.#lost = 'no-netlink'
     } catch (error) {
       this.#fail(error)
@@ -198,7 +205,8 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
   async #resync(cause: 'overrun' | 'no-netlink'): Promise<void> {
     this.#lost = undefined
     for (const number of await this.#allNumbers()) await this.#lookAt(number)
-    this.#tell([{ type: 'resync', cause, devices: [...this.#known.values()].map(({ info }) => info) }])
+    const devices = [...this.#known.values()].map(({ info }) => info).toSorted((a, b) => a.number - b.number)
+    this.#tell([{ type: 'resync', cause, devices }])
   }
 
   async #lookAtAll(): Promise<void> {
@@ -229,6 +237,8 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
   #tell(events: LoopEvent[]): void {
     if (this.#closed || this.#paused) return
     for (const event of events) {
+      // After a gap nothing comes before the word of it.
+      if (this.#lost !== undefined && event.type !== 'resync') continue
       const first = this.#waiting.shift()
       if (first) first.resolve({ done: false, value: event })
       else this.#queue.push(event)
@@ -272,7 +282,8 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
 function readEveryDevice(): Map<number, sysfs.DeviceFiles> {
   const numbers = sysfs.readNumbersSync()
   if (typeof numbers === 'number') throw noSysfs(numbers)
-  const found = sysfs.readDevicesSync(numbers, true)
+  const found = sysfs.readDevicesSync(numbers)
+  if (typeof found === 'number') throw noSysfs(found)
   return new Map(
     numbers.flatMap((number, i) => {
       const files = found[i]

@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 #include <atomic>
 #include <cerrno>
@@ -184,12 +183,6 @@ long ReopenExclusive(Arguments& a) {
   ::close(exclusive);
   return answer;
 }
-// The filesystem's magic number. One on a dead server may not answer.
-long FstatfsType(Arguments& a) {
-  struct statfs st{};
-  const long answer = Answer(::fstatfs(a.Int(0), &st));
-  return answer < 0 ? answer : static_cast<long>(static_cast<std::uint32_t>(st.f_type));
-}
 // A node of a block device, for its owner only.
 long MknodBlock(Arguments& a) {
   char path[kPathSize];
@@ -249,7 +242,6 @@ constexpr Call kCalls[] = {
     {"fadviseDontNeed", FadviseDontNeed, {kInt}},
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
     {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
-    {"fstatfsType", FstatfsType, {kInt}},
     {"mknodBlock", MknodBlock, {kIn, kInt, kInt}, kPathSize},
     {"nsGetUserNs", NsGetUserNs, {kInt, kOut}, sizeof(std::uint64_t)},
     {"pageSize", PageSize, {}},

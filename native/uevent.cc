@@ -92,11 +92,14 @@ class Uevents {
   void Receive() {
     std::array<struct pollfd, 2> fds{{{socket_, POLLIN, 0}, {wake_, POLLIN, 0}}};
     for (;;) {
-      if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
-      if (fds[1].revents != 0) return;
-      if (fds[0].revents == 0) continue;
       auto message = std::make_unique<Message>();
-      if (!ReceiveOne(*message)) continue;
+      if (::poll(fds.data(), fds.size(), -1) < 0) {
+        if (errno == EINTR) continue;
+        message->error = -errno;
+      } else {
+        if (fds[1].revents != 0) return;
+        if (fds[0].revents == 0 || !ReceiveOne(*message)) continue;
+      }
       const bool last = message->error != 0 && message->error != -ENOBUFS;
       // Waits while the queue is full: what is too much is then lost in the socket, and the kernel says so.
       if (function_.BlockingCall(message.get()) != napi_ok) return;

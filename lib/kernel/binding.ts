@@ -42,7 +42,6 @@ interface Calls {
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
   reopenExclusive: [fd: number, flags: number]
-  fstatfsType: [fd: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
   pageSize: []

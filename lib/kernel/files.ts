@@ -5,7 +5,6 @@
 
 import * as fs from 'node:fs'
 import { constants } from 'node:os'
-import { binding } from './binding.ts'
 import { onPool } from './pool.ts'
 import { observed } from './seam.ts'
 
@@ -92,14 +91,6 @@ export function fstatSync(fd: number): fs.BigIntStats | number {
 
 /** The clock of inodes, in milliseconds, is behind by up to a tick of the kernel. */
 const TICK = 20
-
-/** ext4, xfs, btrfs, f2fs, tmpfs, squashfs, erofs: what they are asked of an open file they know without waiting. */
-const PROMPT = new Set([0xef53, 0x58465342, 0x9123683e, 0xf2f52010, 0x01021994, 0x73717368, 0xe0f5e1e2])
-
-/** Whether fstat and close of the file never wait, for a server or a process that may be dead. */
-export async function isPrompt(fd: number): Promise<boolean> {
-  return PROMPT.has(await binding().fstatfsType(fd))
-}
 
 /** Whether the path was made at that moment (Date.now()) or later. */
 export function isNodeNewerThan(path: string, moment: number): boolean {

@@ -16,6 +16,7 @@ import {
 } from './files.ts'
 import { little } from './uapi.ts'
 
+const { EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM } = constants.errno
 const BLOCK = '/sys/block'
 
 /** The files of one device as they are, less the newline at the end; undefined where there is none. */
@@ -61,7 +62,8 @@ export async function announce(number: number): Promise<void> {
   await close(fd)
 }
 
-type Found = (DeviceFiles | undefined)[]
+/** A negative errno: something is lacking here, and nothing can be said. */
+type Found = (DeviceFiles | undefined)[] | number
 
 /** Directories a call: few hops to the pool, and more than one of its threads where there are more. */
 const BATCH = 32
@@ -74,32 +76,41 @@ export async function readDevices(numbers: readonly number[], free: boolean): Pr
   const batches = Array.from({ length: Math.ceil(numbers.length / BATCH) }, (_, i) =>
     numbers.slice(i * BATCH, (i + 1) * BATCH),
   )
-  return (await Promise.all(batches.map((batch) => readBatch(batch, free)))).flat()
+  const found = await Promise.all(batches.map((batch) => readBatch(batch, free)))
+  return (
+    found.find((each) => typeof each === 'number') ?? found.flatMap((each) => (typeof each === 'number' ? [] : each))
+  )
 }
 
 async function readBatch(numbers: readonly number[], free: boolean): Promise<Found> {
   const found = await readForm(ATTACHED, numbers)
   const missing = free ? missingOf(numbers, found) : []
-  return missing.length === 0 ? found : fill(found, await readForm(FREE, missing))
+  return missing.length === 0 ? found : fill(found, missing, await readForm(FREE, missing))
 }
 
-/**
- * {@link readDevices} without a thread of the pool: it waits only where a queue is being drained, for its block size
- * to be readable.
- */
-export function readDevicesSync(numbers: readonly number[], free: boolean): Found {
-  const found = readFormSync(ATTACHED, numbers)
-  const missing = free ? missingOf(numbers, found) : []
-  return missing.length === 0 ? found : fill(found, readFormSync(FREE, missing))
+async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
+  return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
+}
+
+/** {@link readDevices}, free ones too, at once; without the block size, which waits while a queue is being drained. */
+export function readDevicesSync(numbers: readonly number[]): Found {
+  const found = readFormSync(ATTACHED_NOW, numbers)
+  const missing = missingOf(numbers, found)
+  return missing.length === 0 ? found : fill(found, missing, readFormSync(FREE_NOW, missing))
+}
+
+function readFormSync(form: Form, numbers: readonly number[]): Found {
+  return decode(form, numbers, binding().sysfsReadSync(directoriesOf(form, numbers), form.names))
 }
 
 function missingOf(numbers: readonly number[], found: Found): number[] {
-  return numbers.filter((_, i) => found[i] === undefined)
+  return typeof found === 'number' ? [] : numbers.filter((_, i) => found[i] === undefined)
 }
 
-/** Those that were not found, in the order of the gaps. */
-function fill(found: Found, others: Found): Found {
-  const next = others.values()
+/** What was not found attached, in the order of the gaps; it can have been attached since. */
+function fill(found: Found, missing: readonly number[], others: Found): Found {
+  if (typeof found === 'number' || typeof others === 'number') return others
+  const next = others.map((files, i) => files && { ...files, moved: files.moved || isBound(missing[i] ?? -1) }).values()
   return found.map((files) => files ?? next.next().value)
 }
 
@@ -110,15 +121,19 @@ interface Form {
   names: Uint8Array
 }
 
-function makeForm(directory: string, device: string, inner: readonly Attribute[]): Form {
-  const [uevent, ...others] = OF_DEVICE
-  const names = [device + uevent, ...inner, ...others.map((name) => device + name)]
-  return { directory, attributes: [uevent, ...inner, ...others], names: listOf(names) }
+function makeForm(directory: string, device: string, inner: readonly Attribute[], outer: readonly Attribute[]): Form {
+  const [uevent, ...others] = outer
+  const names = [`${device}${uevent}`, ...inner, ...others.map((name) => device + name)]
+  return { directory, attributes: [...outer.slice(0, 1), ...inner, ...others], names: listOf(names) }
 }
 
+const AT_ONCE = OF_DEVICE.filter((name) => name !== 'queue/logical_block_size')
+
 /** loop/ comes and goes with the attachment. */
-const ATTACHED = makeForm('/loop', '../', OF_LOOP)
-const FREE = makeForm('', '', [])
+const ATTACHED = makeForm('/loop', '../', OF_LOOP, OF_DEVICE)
+const ATTACHED_NOW = makeForm('/loop', '../', OF_LOOP, AT_ONCE)
+const FREE = makeForm('', '', [], OF_DEVICE)
+const FREE_NOW = makeForm('', '', [], AT_ONCE)
 
 function listOf(texts: readonly string[]): Uint8Array {
   return Buffer.from(texts.map((value) => `${value}\0`).join(''))
@@ -126,14 +141,6 @@ function listOf(texts: readonly string[]): Uint8Array {
 
 function directoriesOf({ directory }: Form, numbers: readonly number[]): Uint8Array {
   return listOf(numbers.map((number) => deviceDirectory(number) + directory))
-}
-
-async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
-  return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
-}
-
-function readFormSync(form: Form, numbers: readonly number[]): Found {
-  return decode(form, numbers, binding().sysfsReadSync(directoriesOf(form, numbers), form.names))
 }
 
 function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer): Found {
@@ -146,8 +153,13 @@ function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer)
     at += 4 + Math.max(0, length)
     return length < 0 ? length : all.slice(at - length, at)
   }
-  return numbers.map(() => toFiles(Object.fromEntries(attributes.map((name) => [name, next()]))))
+  const read = numbers.map(() => Object.fromEntries(attributes.map((name) => [name, next()])))
+  const lacking = read.flatMap((files) => Object.values(files)).find((answer) => LACKING.has(answer))
+  return typeof lacking === 'number' ? lacking : read.map((files) => toFiles(files))
 }
+
+/** Says nothing of the device. */
+const LACKING = new Set<string | number>([-EMFILE, -ENFILE, -ENOMEM])
 
 function toFiles(read: Readonly<Record<string, string | number>>): DeviceFiles | undefined {
   const { uevent, backing_file: path, partscan } = read
@@ -329,8 +341,6 @@ function optionalNumber(value: Buffer | number): number | undefined {
   const digits = text(value)
   return digits === undefined ? undefined : Number(digits)
 }
-
-const { ENAMETOOLONG, ENODEV, ENOENT } = constants.errno
 
 /** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */
 function backingFileOf(value: Buffer | number | undefined): string | null | undefined {

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
@@ -117,6 +118,29 @@ describe('list', () => {
       renameSync(moved, join(folder, 'b'))
     }
     expect((await device.status()).backingFile).toBe(file)
+  })
+
+  test('without a descriptor to be had it rejects, and says of no device that it is free or gone', async ({
+    image,
+  }) => {
+    await using device = await attach(image('disk'))
+    // One is left: for a directory, and not for a file in it.
+    const script = `
+      import { closeSync, openSync } from 'node:fs'
+      import { list, LoopError } from './dist/index.js'
+      const before = await list()
+      const taken = []
+      try { for (;;) taken.push(openSync('/dev/null')) } catch {}
+      closeSync(taken.pop())
+      const answer = await list().catch((error) => error)
+      for (const fd of taken) closeSync(fd)
+      console.log(JSON.stringify([before.map(({ number }) => number), LoopError.is(answer, 'resources'), answer.code]))`
+    const output = execFileSync(
+      'bash',
+      ['-c', 'ulimit -n 128 && exec "$@"', 'bash', process.execPath, '--input-type=module', '-e', script],
+      { encoding: 'utf8' },
+    )
+    expect(JSON.parse(output)).toEqual([expect.arrayContaining([device.number]), true, 'EMFILE'])
   })
 
   test('a name with bytes of its own: newlines, and letters of other alphabets', async ({ image }) => {

@@ -67,8 +67,8 @@ describe('the addon', () => {
     await using device = await attach(image('disk'))
     const { status, signal, output } = run('transfer.mjs', device.path)
     expect({ status, signal }, output).toEqual({ status: 0, signal: null })
-    const [EFAULT, ENOTTY] = [-14, -25]
-    const diskSeq = device.ref.diskSeq === undefined ? ENOTTY : EFAULT
+    const [EFAULT, EINVAL] = [-14, -22]
+    const diskSeq = device.ref.diskSeq === undefined ? EINVAL : EFAULT
     const answers = { blkGetSize64: EFAULT, blkGetDiskSeq: diskSeq, loopGetStatus64: EFAULT }
     expect(JSON.parse(output)).toEqual(
       Object.entries(answers).map(([name, answer]) => ({ name, answer, left: 0, written: false })),
