@@ -6,7 +6,7 @@ import { checkBoolean, checkOptions } from './arguments.ts'
 import { backoff, checkDeadline, type Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
 import { type Handle, type Info, openDevice } from './handle.ts'
-import { adviseHolders, describeHolders, findHolders, type Holder } from './holders.ts'
+import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
 import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
@@ -46,10 +46,11 @@ async function detachStrictly(handle: Handle, deadline: Deadline): Promise<Detac
   for (let attempt = 1; ; attempt++) {
     const outcome = await tryExclusively(handle)
     if (outcome === 'going') return confirm([handle, ...lower], deadline)
-    const holders = await holdersOf(handle)
     // Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves.
-    const lasting = outcome === 'held' || holders.some(({ kind }) => kind === 'loop')
-    if (lasting || !(await deadline.pause(backoff(attempt)))) throw inUse(handle, holders, tries(attempt, deadline))
+    const lasting = outcome === 'held' || (await findStackedLoops(handle.number)).length > 0
+    if (lasting || !(await deadline.pause(backoff(attempt)))) {
+      throw inUse(handle, await holdersOf(handle), tries(attempt, deadline))
+    }
   }
 }
 

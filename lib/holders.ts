@@ -152,6 +152,11 @@ async function stackedBlockDevices(number: number, devices: Devices): Promise<Ho
   return holders
 }
 
+/** The loop devices on top of this one, or of a partition of it. */
+export async function findStackedLoops(number: number): Promise<Holder[]> {
+  return stackedLoops(number, devicesOf(number))
+}
+
 /** holders/ in sysfs does not show them, and O_EXCL does not see them: only their own backing file tells. */
 async function stackedLoops(number: number, devices: Devices): Promise<Holder[]> {
   const numbers = await sysfs.readNumbers()

@@ -5,8 +5,9 @@
  */
 
 import { constants } from 'node:os'
-import type { Deadline } from './deadline.ts'
+import { backoff, type Deadline } from './deadline.ts'
 import { binding } from './kernel/binding.ts'
+import * as sysfs from './kernel/sysfs.ts'
 
 const LOCK_EX = 2
 const LOCK_NB = 4
@@ -14,7 +15,8 @@ const LOCK_UN = 8
 
 /** How long to wait for somebody who does not get on, in milliseconds; then the work goes on without the lock. */
 const PATIENCE = 250
-const PAUSE = 1
+/** The same while devices come and go, which the kernel counts. */
+const MOST_PATIENCE = 2_000
 
 export interface ControlLock {
   /** False: somebody else may attach at the same time. */
@@ -100,9 +102,18 @@ let stuck = false
 /** Never in a pool thread: four of them waiting there would stop the whole program. */
 async function lockFile(control: number, deadline: Deadline): Promise<boolean> {
   const start = performance.now()
-  while (binding().flockSync(control, LOCK_EX | LOCK_NB) === -constants.errno.EAGAIN) {
-    if (performance.now() - start > PATIENCE) stuck = true
-    if (stuck || !(await deadline.pause(PAUSE))) return false
+  let seen: number | undefined
+  let since = start
+  for (let attempt = 1; binding().flockSync(control, LOCK_EX | LOCK_NB) === -constants.errno.EAGAIN; attempt++) {
+    const now = performance.now()
+    if (attempt === 1) seen = sysfs.readUeventCount()
+    else if (now - since > PATIENCE) {
+      // Many who attach one after another are no reason to go on without: that would be in the way of them all.
+      const count = sysfs.readUeventCount()
+      stuck = count === seen || now - start > MOST_PATIENCE
+      ;[seen, since] = [count, now]
+    }
+    if (stuck || !(await deadline.pause(backoff(attempt)))) return false
   }
   stuck = false
   return true

@@ -182,6 +182,11 @@ function valueOf(uevent: string, key: string): string | undefined {
   return new RegExp(`^${key}=(.*)$`, 'm').exec(uevent)?.[1]
 }
 
+/** How many uevents the kernel has sent: an attach is one of them (K9: not from 5.18 to 6.14). */
+export function readUeventCount(): number | undefined {
+  return optionalNumber(readFileSync('/sys/kernel/uevent_seqnum'))
+}
+
 /** The disk sequence number; undefined before kernel 5.15, or where there is no such device. */
 export function readDiskSeqSync(number: number): number | undefined {
   return optionalNumber(readFileSync(`${deviceDirectory(number)}/diskseq`))
