@@ -14,6 +14,8 @@ export default defineConfig({
     testTimeout: limit(20_000),
     hookTimeout: limit(10_000),
     expect: { poll: { timeout: limit(1_000) } },
-    reporters: process.env['CI'] ? ['default', ['json', { outputFile: 'reports/vitest.json' }]] : ['default'],
+    reporters: process.env['CI']
+      ? ['default', ['json', { outputFile: process.env['LOOPCTL_REPORT'] ?? 'reports/vitest.json' }]]
+      : ['default'],
   },
 })
