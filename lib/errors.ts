@@ -1,7 +1,7 @@
 /** LoopError: what went wrong, in the shape of Node's own system errors, and which of the causes it was. */
 
 import { constants } from 'node:os'
-import { getSystemErrorMap } from 'node:util'
+import type { getSystemErrorMap } from 'node:util'
 import { binding } from './kernel/binding.ts'
 import { listPrebuilds } from './kernel/prebuilds.ts'
 import type { Holder } from './holders.ts'
@@ -183,8 +183,12 @@ export function refusal(
   return new LoopError({ reason, errno: -constants.errno[OWN_CODES[reason]], syscall, detail, ...more })
 }
 
-/** Node builds a new map at every call, which takes 20 us: it is kept. */
 let systemErrors: ReturnType<typeof getSystemErrorMap> | undefined
+
+/** Node builds a new map at every call, which takes 20 us: it is kept. Imported, node:util would delay every start. */
+function knownErrors(): ReturnType<typeof getSystemErrorMap> {
+  return (systemErrors ??= process.getBuiltinModule('node:util').getSystemErrorMap())
+}
 
 const otherNames = new Map<number, string>([
   ...Object.entries(constants.errno).map(([name, value]) => [-value, name] as const),
@@ -197,14 +201,12 @@ const otherNames = new Map<number, string>([
 
 /** `EBUSY` for -16; of two names for one number that of Node's own errors. */
 export function errnoName(errno: number): string {
-  systemErrors ??= getSystemErrorMap()
-  return systemErrors.get(errno)?.[0] ?? otherNames.get(errno) ?? `E${-errno}`
+  return knownErrors().get(errno)?.[0] ?? otherNames.get(errno) ?? `E${-errno}`
 }
 
 /** `resource busy or locked` for -16. */
 export function errnoDescription(errno: number): string {
-  systemErrors ??= getSystemErrorMap()
-  return systemErrors.get(errno)?.[1] ?? 'unknown error'
+  return knownErrors().get(errno)?.[1] ?? 'unknown error'
 }
 
 /** Rejects every public call where there is no loop driver to be had: another system, or no binary for this one. */

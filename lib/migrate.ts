@@ -3,7 +3,6 @@
  * moment the device is backed by one complete file, and under the destination's name there is nothing or a whole copy.
  */
 
-import { createHash, randomBytes } from 'node:crypto'
 import { constants } from 'node:os'
 import { basename, dirname, isAbsolute } from 'node:path'
 import { checkBoolean, checkFunction, checkOptions, wrongType, wrongValue } from './arguments.ts'
@@ -21,6 +20,7 @@ import {
 import { compareContents } from './compare.ts'
 import { type CopyMethod, type CopyResult, copyWindow, findComparable, type Source } from './copy.ts'
 import { checkDeadline, type Deadline } from './deadline.ts'
+import { randomHex, sha256 } from './digest.ts'
 import { refusal } from './errors.ts'
 import { guardFilesystem } from './guard.ts'
 import type { Handle } from './handle.ts'
@@ -156,13 +156,13 @@ const RANDOM_BYTES = 6
 function draftPrefix(path: string): string {
   const name = basename(path)
   const room = NAME_MAX - `.${MARK}${ORIGINAL}`.length - 2 * RANDOM_BYTES
-  const stem = Buffer.byteLength(name) <= room ? name : createHash('sha256').update(name).digest('hex')
+  const stem = Buffer.byteLength(name) <= room ? name : sha256(name)
   return `.${stem}${MARK}`
 }
 
 /** A name beside the destination: of a draft, or (`was-`) of a file that is replaced, kept until the switch is done. */
 function sidePath(path: string, mark: '' | typeof ORIGINAL): string {
-  return `${dirname(path)}/${draftPrefix(path)}${mark}${randomBytes(RANDOM_BYTES).toString('hex')}`
+  return `${dirname(path)}/${draftPrefix(path)}${mark}${randomHex(RANDOM_BYTES)}`
 }
 
 /**

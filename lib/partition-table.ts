@@ -5,7 +5,7 @@
  * read, and chains that lead back are refused.
  */
 
-import { crc32 } from 'node:zlib'
+import { crc32 } from './digest.ts'
 import { type LoopError, refusal } from './errors.ts'
 import { GPT_TYPES, MBR_TYPES } from './partition-types.ts'
 

@@ -1,6 +1,6 @@
 /** Small images with one partition each, to see whether the kernel finds it. */
 
-import { crc32 } from 'node:zlib'
+import { crc32 } from './digest.ts'
 
 const SECTOR = 512
 const SECTORS = 2048

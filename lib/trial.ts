@@ -1,6 +1,5 @@
 /** Attaches for trial: the one way to know whether it works, and what the kernel can do. Leaves nothing behind. */
 
-import { randomUUID } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -8,6 +7,7 @@ import { CONTROL, openControl, removeDevice } from './allocate.ts'
 import { attachFile, type AttachOptions } from './attach.ts'
 import { Deadline } from './deadline.ts'
 import { detach, dispose } from './detach.ts'
+import { randomHex } from './digest.ts'
 import { LoopError, refusal } from './errors.ts'
 import { checkDeviceNode, devicePath, type Handle } from './handle.ts'
 import { binding } from './kernel/binding.ts'
@@ -193,7 +193,7 @@ async function temporaryFile(content: Buffer): Promise<string | undefined> {
 }
 
 async function makeFile(folder: string, content: Buffer): Promise<string | undefined> {
-  const path = join(folder, `loopctl-doctor-${randomUUID()}`)
+  const path = join(folder, `loopctl-doctor-${randomHex(16)}`)
   const fd = await open(path, O_RDWR | O_CREAT | O_EXCL)
   if (fd < 0) return undefined
   const written = await writeAt(fd, content, content.length, 0)

@@ -3,7 +3,8 @@ import { makeProgram } from './commands.ts'
 import { fail, ownWords, splitOptionalValues } from './terminal.ts'
 
 try {
-  await makeProgram().parseAsync(splitOptionalValues(process.argv.slice(2)), { from: 'user' })
+  const words = splitOptionalValues(process.argv.slice(2))
+  await makeProgram(words[0]).parseAsync(words, { from: 'user' })
 } catch (error) {
   fail(error, ownWords(process.argv).includes('--json'))
 }

@@ -3,10 +3,13 @@
  * handlers must be able to close them; libuv opens with O_CLOEXEC.
  */
 
-import * as fs from 'node:fs'
+import type { BigIntStats, BigIntStatsFs } from 'node:fs'
 import { constants } from 'node:os'
 import { onPool } from './pool.ts'
 import { observed } from './seam.ts'
+
+// An import would read all that node:fs exports, and so load its streams: a millisecond of every start.
+const fs = process.getBuiltinModule('node:fs')
 
 type PathLike = string | Buffer
 
@@ -73,19 +76,19 @@ export function fsyncSync(fd: number): number {
   return answerSync('fsyncSync', () => (fs.fsyncSync(fd), 0))
 }
 
-export function stat(path: PathLike): Promise<fs.BigIntStats | number> {
+export function stat(path: PathLike): Promise<BigIntStats | number> {
   return answer('stat', (done) => fs.stat(path, { bigint: true }, done))
 }
 
-export function fstat(fd: number): Promise<fs.BigIntStats | number> {
+export function fstat(fd: number): Promise<BigIntStats | number> {
   return answer('fstat', (done) => fs.fstat(fd, { bigint: true }, done))
 }
 
-export function statSync(path: PathLike): fs.BigIntStats | number {
+export function statSync(path: PathLike): BigIntStats | number {
   return answerSync('statSync', () => fs.statSync(path, { bigint: true }))
 }
 
-export function fstatSync(fd: number): fs.BigIntStats | number {
+export function fstatSync(fd: number): BigIntStats | number {
   return answerSync('fstatSync', () => fs.fstatSync(fd, { bigint: true }))
 }
 
@@ -98,7 +101,7 @@ export function isNodeNewerThan(path: string, moment: number): boolean {
   return typeof node !== 'number' && Number(node.birthtimeMs) >= moment - TICK
 }
 
-export function lstatSync(path: PathLike): fs.BigIntStats | number {
+export function lstatSync(path: PathLike): BigIntStats | number {
   return answerSync('lstatSync', () => fs.lstatSync(path, { bigint: true }))
 }
 
@@ -135,13 +138,13 @@ export function changeMode(fd: number, mode: number): Promise<number> {
   return answer<number>('changeMode', (done) => fs.fchmod(fd, mode, (error) => done(error, 0)))
 }
 
-export function lstat(path: PathLike): Promise<fs.BigIntStats | number> {
+export function lstat(path: PathLike): Promise<BigIntStats | number> {
   return answer('lstat', (done) => fs.lstat(path, { bigint: true }, done))
 }
 
 /** Bytes that this user may still write to the filesystem; ENOSYS where it does not tell (ramfs). */
 export async function roomAt(path: string): Promise<bigint | number> {
-  const stats = await answer<fs.BigIntStatsFs>('roomAt', (done) => fs.statfs(path, { bigint: true }, done))
+  const stats = await answer<BigIntStatsFs>('roomAt', (done) => fs.statfs(path, { bigint: true }, done))
   if (typeof stats === 'number') return stats
   if (stats.blocks === 0n) return -constants.errno.ENOSYS
   return (process.geteuid?.() === 0 ? stats.bfree : stats.bavail) * stats.bsize

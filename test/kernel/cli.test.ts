@@ -256,14 +256,7 @@ function mkdir(folder: string, name: string): string {
 function copyForNobody(folder: string): string {
   chmodSync(folder, 0o755)
   const root = mkdir(folder, 'loopctl')
-  const parts = [
-    'package.json',
-    'dist',
-    'build/Release',
-    'prebuilds',
-    'node_modules/commander',
-    'node_modules/node-gyp-build',
-  ]
+  const parts = ['package.json', 'dist', 'build/Release', 'prebuilds', 'node_modules/node-gyp-build']
   for (const part of parts.filter((name) => existsSync(join(ROOT, name)))) {
     cpSync(join(ROOT, part), join(root, part), { recursive: true, dereference: true })
   }

@@ -24,8 +24,7 @@ export const OWN_DEV =
 /** The built package where everybody can read it: the checkout may be in somebody's home. */
 export function copyForNobody(...more: string[]): string {
   const copy = mkdtempSync(join(tmpdir(), 'loopctl-copy-'))
-  const modules = ['commander', 'node-gyp-build'].map((name) => `node_modules/${name}`)
-  for (const part of ['package.json', 'dist', 'build/Release', 'prebuilds', ...modules, ...more]) {
+  for (const part of ['package.json', 'dist', 'build/Release', 'prebuilds', 'node_modules/node-gyp-build', ...more]) {
     if (existsSync(join(ROOT, part))) cpSync(join(ROOT, part), join(copy, part), { recursive: true, dereference: true })
   }
   execFileSync('chmod', ['-R', 'a+rX', copy])

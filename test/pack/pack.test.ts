@@ -67,7 +67,7 @@ describe.skipIf(missing !== '')('the package', { timeout: LIMIT }, () => {
       ...made.map((file) => `dist/${file}`),
       ...PREBUILDS,
     ]
-    expect(made).toEqual(expect.arrayContaining(['index.js', 'ioctl.js', 'cli/main.js', 'chunks/watch.js']))
+    expect(made).toEqual(expect.arrayContaining(['index.js', 'ioctl.js', 'cli/main.js', 'chunks/library.js']))
     const packed = execFileSync('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n')
     expect(packed.map((file) => file.replace(/^package\//, '')).toSorted()).toEqual(wanted.toSorted())
   })

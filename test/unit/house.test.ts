@@ -13,7 +13,7 @@ const FLOORS: [name: string, files: RegExp][] = [
     'workflows',
     /^(?:attach|detach|change|list|status|open|allocate|backing|compare|configure|copy|doctor|guard|lock|migrate|overlap|partition-table|partition-types|partitions|samples|stack|trial|watch)\.ts$/,
   ],
-  ['handle', /^(?:handle|errors|evidence|reasons|holders|arguments|deadline)\.ts$/],
+  ['handle', /^(?:handle|errors|evidence|reasons|holders|arguments|deadline|digest)\.ts$/],
   ['kernel', /^kernel\/[^/]+\.ts$/],
 ]
 

@@ -1,0 +1,48 @@
+/** `loopctl list`: apart from the other actions, for it needs a quarter of the library. */
+
+import { find, list, type LoopInfo } from '../list.ts'
+import { print, printable, printJson, table } from './terminal.ts'
+
+export async function listAction(file: string | undefined, { json, all }: { json?: true; all?: true }): Promise<void> {
+  const infos = file === undefined ? await list({ all }) : await find(file)
+  if (json) return printJson(infos)
+  if (infos.length > 0) await print(listTable(infos))
+}
+
+/** Of a device on top of another the real file is said too. */
+function listTable(infos: LoopInfo[]): string {
+  const head = ['DEVICE', 'SIZE', 'OFFSET', 'LIMIT', 'BLOCK', 'FLAGS', 'BACKING FILE']
+  return table(
+    head,
+    infos.map((info) => [
+      info.path,
+      info.size,
+      info.offset,
+      info.sizeLimit,
+      info.blockSize,
+      flagsOf(info),
+      fileOf(info) + fileBelow(info, infos),
+    ]),
+  )
+}
+
+function flagsOf({ readOnly, autoclear, partscan, directIO }: LoopInfo): string {
+  const flags = [
+    readOnly && 'read-only',
+    autoclear && 'autoclear',
+    partscan && 'partscan',
+    directIO && 'direct-io',
+  ].filter((flag) => flag !== false)
+  return flags.join(',') || '-'
+}
+
+function fileBelow({ lower }: LoopInfo, infos: LoopInfo[]): string {
+  const below = infos.find(({ number }) => number === lower)
+  return below === undefined ? '' : ` -> ${fileOf(below)}${fileBelow(below, infos)}`
+}
+
+/** The backing file as it is shown. */
+export function fileOf({ attached, backingFile, backingDeleted }: LoopInfo): string {
+  if (!attached) return '-'
+  return `${printable(backingFile ?? '?')}${backingDeleted ? ' (deleted)' : ''}`
+}
