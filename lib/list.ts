@@ -74,7 +74,7 @@ export async function readInfo(number: number): Promise<LoopInfo | undefined> {
 
 /** By number. The files of a device are read one by one: those that were not of one moment are read again. */
 async function readInfos(numbers: readonly number[], free: boolean): Promise<LoopInfo[]> {
-  const infos: LoopInfo[] = []
+  const told: Promise<LoopInfo>[] = []
   let left = numbers
   for (let tries = 8; left.length > 0; tries--) {
     const found = await sysfs.readDevices(left, free)
@@ -83,12 +83,16 @@ async function readInfos(numbers: readonly number[], free: boolean): Promise<Loo
     for (const [i, files] of found.entries()) {
       const number = left[i] ?? Number.NaN
       if (files?.moved && tries > 0) moved.push(number)
-      else if (files && (free || files.backingFile !== null)) infos.push(await toInfo(number, files))
+      else if (files && (free || files.backingFile !== null)) told.push(toInfo(number, files))
     }
     left = moved
   }
+  const infos = await Promise.all(told)
   return infos.toSorted((a, b) => a.number - b.number)
 }
+
+/** Of a file that is 0 or 1. */
+const YES = '1\n'
 
 /** What the files of a device say. */
 export async function toInfo(number: number, { attributes, backingFile }: sysfs.DeviceFiles): Promise<LoopInfo> {
@@ -107,10 +111,10 @@ export async function toInfo(number: number, { attributes, backingFile }: sysfs.
     sizeLimit: Number(attributes.sizelimit ?? 0),
     size: Number(attributes.size ?? 0) * 512,
     blockSize: Number(attributes['queue/logical_block_size'] ?? 512),
-    readOnly: attributes.ro === '1',
-    autoclear: attributes.autoclear === '1',
-    partscan: attributes.partscan === '1',
-    directIO: attributes.dio === '1',
+    readOnly: attributes.ro === YES,
+    autoclear: attributes.autoclear === YES,
+    partscan: attributes.partscan === YES,
+    directIO: attributes.dio === YES,
     ...(lower !== undefined && { lower: Number(lower) }),
   }
 }

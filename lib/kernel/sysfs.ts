@@ -19,7 +19,7 @@ import { little } from './uapi.ts'
 const { EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM } = constants.errno
 const BLOCK = '/sys/block'
 
-/** The files of one device as they are, less the newline at the end; undefined where there is none. */
+/** The files of one device as they are, with the newline at the end, and `dev` without; undefined where there is none. */
 export type Attributes = Readonly<Partial<Record<Attribute | 'dev', string>>>
 
 /** In the order in which they are read; the first and the last have the disk sequence number. */
@@ -65,16 +65,23 @@ export async function announce(number: number): Promise<void> {
 /** A negative errno: something is lacking here, and nothing can be said. */
 type Found = (DeviceFiles | undefined)[] | number
 
-/** Directories a call: few hops to the pool, and more than one of its threads where there are more. */
-const BATCH = 32
+/**
+ * Calls at once: as many as may run in libuv's pool of four. Where there are more than run, a thread waits for this one
+ * to hand it the next.
+ */
+const CALLS = 2
+
+/** Directories that are worth a call of their own. */
+const LEAST = 4
 
 /**
  * The files of devices, in the order of the numbers, each read once; undefined: there is no such device, or it is free
  * and `free` is false.
  */
 export async function readDevices(numbers: readonly number[], free: boolean): Promise<Found> {
-  const batches = Array.from({ length: Math.ceil(numbers.length / BATCH) }, (_, i) =>
-    numbers.slice(i * BATCH, (i + 1) * BATCH),
+  const size = Math.max(LEAST, Math.ceil(numbers.length / CALLS))
+  const batches = Array.from({ length: Math.ceil(numbers.length / size) }, (_, i) =>
+    numbers.slice(i * size, (i + 1) * size),
   )
   const found = await Promise.all(batches.map((batch) => readBatch(batch, free)))
   return (
@@ -147,40 +154,46 @@ function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer)
   const integers = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   // Once for all: a conversion for each of thousands of files costs more than to read them.
   const all = bytes.toString('latin1')
+  const found: (DeviceFiles | undefined)[] = []
   let at = 0
-  const next = (): string | number => {
-    const length = integers.getInt32(at, little)
-    at += 4 + Math.max(0, length)
-    return length < 0 ? length : all.slice(at - length, at)
+  while (found.length < numbers.length) {
+    const texts: Texts = {}
+    const errors: Errors = {}
+    for (const name of attributes) {
+      const length = integers.getInt32(at, little)
+      at += 4
+      if (LACKING.has(length)) return length
+      if (length < 0) errors[name] = length
+      else texts[name] = all.slice(at, at + length)
+      at += Math.max(0, length)
+    }
+    found.push(toFiles(texts, errors))
   }
-  const read = numbers.map(() => Object.fromEntries(attributes.map((name) => [name, next()])))
-  const lacking = read.flatMap((files) => Object.values(files)).find((answer) => LACKING.has(answer))
-  return typeof lacking === 'number' ? lacking : read.map((files) => toFiles(files))
+  return found
 }
 
 /** Says nothing of the device. */
-const LACKING = new Set<string | number>([-EMFILE, -ENFILE, -ENOMEM])
+const LACKING = new Set([-EMFILE, -ENFILE, -ENOMEM])
 
-function toFiles(read: Readonly<Record<string, string | number>>): DeviceFiles | undefined {
-  const { uevent, backing_file: path, partscan } = read
-  const major = typeof uevent === 'string' ? valueOf(uevent, 'MAJOR') : undefined
-  if (typeof uevent !== 'string' || major === undefined) return undefined
-  const attributes: Record<string, string> = { dev: `${major}:${valueOf(uevent, 'MINOR')}` }
-  for (const [name, value] of Object.entries(read)) {
-    if (typeof value === 'string') attributes[name] = value.trimEnd()
-  }
-  const isGone = [path, partscan].some((answer) => answer === -ENOENT || answer === -ENODEV)
+type Texts = Partial<Record<Attribute, string>>
+type Errors = Partial<Record<Attribute, number>>
+
+function toFiles(texts: Texts, errors: Errors): DeviceFiles | undefined {
+  const { uevent = '', backing_file: path, diskseq } = texts
+  const major = MAJOR.exec(uevent)?.[1]
+  if (major === undefined) return undefined
+  const isGone = [errors.backing_file, errors.partscan].some((errno) => errno === -ENOENT || errno === -ENODEV)
   return {
-    attributes,
-    backingFile: backingFileOf(typeof path === 'string' ? Buffer.from(path, 'latin1') : path),
-    moved: isGone || valueOf(uevent, 'DISKSEQ') !== attributes['diskseq'],
+    attributes: { ...texts, dev: `${major}:${MINOR.exec(uevent)?.[1]}` },
+    backingFile: backingFileOf(path === undefined ? errors.backing_file : Buffer.from(path, 'latin1')),
+    moved: isGone || DISKSEQ.exec(uevent)?.[1] !== diskseq?.trimEnd(),
   }
 }
 
-/** A line of a file uevent. */
-function valueOf(uevent: string, key: string): string | undefined {
-  return new RegExp(`^${key}=(.*)$`, 'm').exec(uevent)?.[1]
-}
+/** Lines of a file uevent. */
+const MAJOR = /^MAJOR=(.*)$/m
+const MINOR = /^MINOR=(.*)$/m
+const DISKSEQ = /^DISKSEQ=(.*)$/m
 
 /** How many uevents the kernel has sent: an attach is one of them (K9: not from 5.18 to 6.14). */
 export function readUeventCount(): number | undefined {
