@@ -2,10 +2,9 @@
 
 import { constants } from 'node:os'
 import { backoff, type Deadline } from './deadline.ts'
-import { devicePath } from './handle.ts'
 import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
-import { isDevKernels, removeNode } from './kernel/devnode.ts'
+import { devicePath, isDevKernels, removeNode } from './kernel/devnode.ts'
 import { minorOfDevice } from './kernel/features.ts'
 import { O_RDWR, open, openSync } from './kernel/files.ts'
 import * as sysfs from './kernel/sysfs.ts'

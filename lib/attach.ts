@@ -12,24 +12,26 @@ import {
   checkLoopNumber,
   checkOptions,
   checkReference,
+  type FileArgument,
   wrongType,
   wrongValue,
 } from './arguments.ts'
+import { attachOpenAtOnce, attachPathAtOnce, canAttachAtOnce, type Order, type Outcome } from './attach-at-once.ts'
 import { type Backing, openBacking } from './backing.ts'
 import { configure, type Settings, verify } from './configure.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
 import { findHolders } from './holders.ts'
-import { checkDeviceNode, devicePath, Handle, openDevice, readDiskSeq } from './handle.ts'
+import { Handle, readDiskSeq } from './handle.ts'
 import { binding } from './kernel/binding.ts'
-import { isDevKernels, makeNode, removeNode } from './kernel/devnode.ts'
+import { checkDeviceNode, devicePath, isDevKernels, makeNode, openDevice, removeNode } from './kernel/devnode.ts'
 import { observeDiskSeq, pageSize } from './kernel/features.ts'
 import { close, closeSync, isNodeNewerThan, O_RDONLY, O_RDWR, open, readAt, unlink } from './kernel/files.ts'
 import { isUdevRunning } from './kernel/surroundings.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import type { LoopInfo64 } from './kernel/uapi.ts'
-import { type ControlLock, lockControl } from './lock.ts'
+import { type ControlLock, isLockIdle, lockControl } from './lock.ts'
 import { openHandle } from './open.ts'
 import { type Claim, conflicts, findAttachments, type Found, overlapError, scanAttachments } from './overlap.ts'
 import { probeGptBlockSize } from './partition-table.ts'
@@ -138,14 +140,7 @@ export async function attachFile(file: BackingFile, options?: AttachOptions): Pr
   if (typeof wanted.blockSize === 'number') checkBlockSize('blockSize', wanted.blockSize, pageSize())
   deadline.throwIfAborted()
 
-  const backing = await openBacking(argument, wanted.readOnly, deadline)
-  try {
-    deadline.throwIfAborted()
-    const blockSize = wanted.blockSize === 'auto' ? await probeBlockSize(backing, wanted) : wanted.blockSize
-    return await new Attachment(backing, { ...wanted, blockSize }, deadline).run()
-  } finally {
-    await backing.close()
-  }
+  return new Attachment(argument, wanted, deadline).run()
 }
 
 /** That of the GPT in the window of the file; undefined where there is none. */
@@ -202,12 +197,16 @@ interface Refused {
 /** How often a device may refuse for the same reason before that is taken for lasting. */
 const CHANCES = 3
 
-/** The work on one attachment, from a free number to a verified handle. */
+/** An attach from the path on is in flight: a second one at the same time would not get the lock. */
+let isUnderWay = false
+
+/** The work on one attachment, from the file to a verified handle. */
 class Attachment {
-  readonly #backing: Backing
-  readonly #wanted: Wanted & { blockSize: number | undefined }
-  readonly #settings: Settings
+  readonly #file: FileArgument
+  readonly #wanted: Wanted
   readonly #deadline: Deadline
+  #opened: Backing | undefined
+  #settings: Settings
   #control = -1
   /** Made on the way, to be removed again if the attach fails. */
   readonly #made = new Set<number>()
@@ -220,16 +219,24 @@ class Attachment {
   /** How the last attempt ended, and which it was. */
   #last: { refused: Refused; attempt: number } | undefined
 
-  constructor(backing: Backing, wanted: Wanted & { blockSize: number | undefined }, deadline: Deadline) {
-    this.#backing = backing
+  constructor(file: FileArgument, wanted: Wanted, deadline: Deadline) {
+    this.#file = file
     this.#wanted = wanted
-    const readOnly = wanted.readOnly === true || !backing.writable
-    this.#settings = { ...wanted, readOnly, partscan: wanted.partscan === true }
     this.#deadline = deadline
+    const blockSize = wanted.blockSize === 'auto' ? undefined : wanted.blockSize
+    this.#settings = { ...wanted, blockSize, readOnly: wanted.readOnly === true, partscan: wanted.partscan === true }
+  }
+
+  get #backing(): Backing {
+    if (this.#opened === undefined) throw new TypeError('the backing file is not open')
+    return this.#opened
   }
 
   async run(): Promise<Handle> {
     try {
+      const handle = await this.#tryFromPath()
+      if (handle) return handle
+      await this.#openBacking()
       await this.#openControl()
       return await this.#tryUntilDone()
     } catch (error) {
@@ -237,7 +244,58 @@ class Attachment {
       throw error
     } finally {
       if (this.#control >= 0) closeSync(this.#control)
+      await this.#opened?.close()
     }
+  }
+
+  async #openBacking(): Promise<void> {
+    const backing = (this.#opened ??= await openBacking(this.#file, this.#wanted.readOnly, this.#deadline))
+    this.#deadline.throwIfAborted()
+    this.#settings.readOnly ||= !backing.writable
+    if (this.#wanted.blockSize === 'auto') this.#settings.blockSize = await probeBlockSize(backing, this.#wanted)
+  }
+
+  /** The usual case; undefined where it is none. */
+  async #tryFromPath(): Promise<Handle | undefined> {
+    const file = this.#file
+    const { blockSize, overlap } = this.#wanted
+    if (!('path' in file) || blockSize === 'auto' || overlap === 'reuse' || !this.#canDoAtOnce()) return undefined
+    // It would not get the lock, and have the file open for nothing.
+    if (isUnderWay || !isLockIdle()) return undefined
+    isUnderWay = true
+    try {
+      return await this.#attachAtOnce(async (order) => {
+        const { device, backing, control } = await attachPathAtOnce(file.path, order, overlap !== 'allow')
+        this.#opened = backing
+        this.#control = control
+        return device
+      })
+    } finally {
+      isUnderWay = false
+    }
+  }
+
+  #canDoAtOnce(): boolean {
+    // K4: then a node of another name is opened.
+    return canAttachAtOnce(this.#settings) && !(this.#settings.partscan && isUdevRunning())
+  }
+
+  async #attachAtOnce(attach: (order: Order) => Promise<Outcome>): Promise<Handle | undefined> {
+    const { number: wanted, createNode } = this.#wanted
+    const [before, since] = [sysfs.countBlockDevices(), Date.now()]
+    const { number, attached } = await attach({ number: wanted, settings: this.#settings })
+    if (wanted === undefined && number !== undefined) this.#noteIfMade(number, before, since)
+    if (attached === undefined) return undefined
+    const { fd, info, diskSeq } = attached
+    const handle = new Handle(info.number, fd, { owned: true, backing: info, createNode, diskSeq })
+    try {
+      this.#deadline.throwIfAborted()
+    } catch (error) {
+      await binding().loopClrFd(fd)
+      await handle.close()
+      throw error
+    }
+    return this.#withPartitions(handle)
   }
 
   async #tryUntilDone(): Promise<Handle> {
@@ -255,6 +313,14 @@ class Attachment {
     try {
       const shared = await this.#findShared()
       if (shared) return shared
+      if ((lock.held || this.#wanted.overlap === 'allow') && this.#canDoAtOnce() && !this.#deadline.isOver) {
+        const handle = await this.#attachAtOnce(async (order) => {
+          const outcome = await attachOpenAtOnce(this.#control, this.#backing, order)
+          if (outcome.attached) lock.release()
+          return outcome
+        })
+        if (handle) return handle
+      }
       const number = await this.#choose()
       const result = await this.#tryDevice(number, lock)
       if (!(result instanceof Handle)) this.#remember(number, result)
@@ -287,7 +353,8 @@ class Attachment {
   }
 
   #isAsWanted(other: Found): boolean {
-    const { number, blockSize } = this.#wanted
+    const { number } = this.#wanted
+    const { blockSize } = this.#settings
     const claim: Claim = this.#settings
     return (
       other.offset === claim.offset &&
@@ -360,10 +427,14 @@ class Attachment {
     // Free, yet it refuses: somebody holds it exclusively, and LOOP_CTL_GET_FREE would offer it for ever.
     const { number: refused, reason, times } = this.#refused
     if (free === refused && reason === 'in-use' && times >= CHANCES) return this.#make()
-    // One device more can be anybody's: the node tells whether it is this one. In a container's /dev it has none yet.
-    const isMore = sysfs.countBlockDevices() > before
-    if (isMore && (checkDeviceNode(free) === -ENOENT || isNodeNewerThan(devicePath(free), since))) this.#made.add(free)
+    this.#noteIfMade(free, before, since)
     return free
+  }
+
+  /** One device more can be anybody's: the node tells whether it is this one. In a container's /dev it has none yet. */
+  #noteIfMade(number: number, before: number, since: number): void {
+    if (sysfs.countBlockDevices() <= before) return
+    if (checkDeviceNode(number) === -ENOENT || isNodeNewerThan(devicePath(number), since)) this.#made.add(number)
   }
 
   async #make(number?: number): Promise<number> {
@@ -380,6 +451,7 @@ class Attachment {
 
   /** A device that was asked for by number can be had without it. */
   async #openControl(): Promise<void> {
+    if (this.#control >= 0) return
     try {
       this.#control = await openControl()
     } catch (error) {

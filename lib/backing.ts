@@ -9,7 +9,7 @@ import { refusal } from './errors.ts'
 import { binding } from './kernel/binding.ts'
 import * as files from './kernel/files.ts'
 import { readBlockDeviceSize } from './kernel/sysfs.ts'
-import { formatDevice } from './kernel/uapi.ts'
+import { formatDevice, type Stat } from './kernel/uapi.ts'
 import { pathOfDescriptor } from './evidence.ts'
 import { explain } from './reasons.ts'
 
@@ -144,6 +144,14 @@ function refuseSealed(fd: number, path: string): void {
 function clearNonBlocking(fd: number, path: string): void {
   const errno = binding().fcntlSetFlSync(fd, 0)
   if (errno < 0) throw explain({ call: 'fcntl', errno, path, backingFile: path }, ROLE)
+}
+
+/** A file that was opened otherwise, and is regular. */
+export function describeRegular(fd: number, { device, inode, size }: Stat, path: string, writable: boolean): Backing {
+  const close = async (): Promise<void> => {
+    await files.close(fd)
+  }
+  return { fd, path, writable, device, inode, rdevice: undefined, size, opened: true, close }
 }
 
 async function describe(

@@ -5,8 +5,8 @@ import type { Backing } from './backing.ts'
 import { backoff, type Deadline } from './deadline.ts'
 import { refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
-import { devicePath } from './handle.ts'
 import { binding } from './kernel/binding.ts'
+import { devicePath } from './kernel/devnode.ts'
 import { hasLoopConfigure, pageSize } from './kernel/features.ts'
 import {
   decodeInfo,
@@ -46,16 +46,20 @@ export interface Target {
   settings: Settings
 }
 
+/** For LOOP_CONFIGURE. */
+export function encodeSettings(settings: Settings): Uint8Array {
+  const { readOnly, blockSize, directIO, offset, sizeLimit, reference } = settings
+  const flags =
+    statusFlags(settings) | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (directIO === false ? 0 : LO_FLAGS_DIRECT_IO)
+  return encodeConfig(blockSize ?? 0, { offset, sizeLimit, fileName: reference, flags })
+}
+
 /** Attaches. Undefined: it is. A failure is the kernel's; nothing is attached then, also where this throws. */
 export async function configure(target: Target, deadline: Deadline): Promise<Failure | undefined> {
   const { fd, backing, settings } = target
   if (!hasLoopConfigure(fd)) return setFd(target, deadline)
-  const { readOnly, blockSize, directIO, offset, sizeLimit, reference } = settings
-  const flags =
-    statusFlags(settings) | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (directIO === false ? 0 : LO_FLAGS_DIRECT_IO)
-  const config = encodeConfig(backing.fd, blockSize ?? 0, { offset, sizeLimit, fileName: reference, flags })
   // K16, 6.15 and later: it flushes the file first. So it runs on the pool, as every call that takes a file.
-  const answer = await binding().loopConfigure(fd, config)
+  const answer = await binding().loopConfigure(fd, backing.fd, encodeSettings(settings))
   return answer < 0 ? failureOf(target, 'LOOP_CONFIGURE', answer) : undefined
 }
 

@@ -5,11 +5,13 @@ import { tries } from './allocate.ts'
 import { checkBoolean, checkOptions } from './arguments.ts'
 import { backoff, checkDeadline, type Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
-import { type Handle, type Info, openDevice } from './handle.ts'
+import { type Handle, type Info } from './handle.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from './holders.ts'
 import { binding } from './kernel/binding.ts'
+import { openDevice } from './kernel/devnode.ts'
 import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { Sequence } from './kernel/sequence.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
 import { removeNodesOfGone, removeUnused, removeUnusedSync } from './partitions.ts'
@@ -45,7 +47,8 @@ async function detachStrictly(handle: Handle, deadline: Deadline): Promise<Detac
   const lower = await lowerOf(handle)
   for (let attempt = 1; ; attempt++) {
     const outcome = await tryExclusively(handle)
-    if (outcome === 'going') return confirm([handle, ...lower], deadline)
+    if (outcome === 'gone' && lower.length === 0) return 'detached'
+    if (outcome === 'gone' || outcome === 'going') return confirm([handle, ...lower], deadline)
     // Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves.
     const lasting = outcome === 'held' || (await findStackedLoops(handle.number)).length > 0
     if (lasting || !(await deadline.pause(backoff(attempt)))) {
@@ -59,7 +62,10 @@ async function detachStrictly(handle: Handle, deadline: Deadline): Promise<Detac
  * exclusive one open, the kernel's answer to LOOP_CLR_FD tells: gone, or deferred because of somebody's plain open.
  * K12, up to 6.10: the device is free at once; held exclusively, it is nobody else's before we have looked.
  */
-async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opened'> {
+async function tryExclusively(handle: Handle): Promise<'gone' | 'going' | 'held' | 'opened'> {
+  const atOnce = await requestAtOnce(handle)
+  if (typeof atOnce === 'object') return afterRequest(handle, atOnce)
+  if (atOnce !== undefined) return atOnce
   const before = await handle.readInfo()
   const autoclear = (before.info.flags & LO_FLAGS_AUTOCLEAR) !== 0
   const exclusive = await openExclusively(handle, autoclear)
@@ -79,20 +85,69 @@ async function tryExclusively(handle: Handle): Promise<'going' | 'held' | 'opene
   handle.replaceDescriptor(exclusive)
   await close(plain)
   const requested = await binding().loopClrFd(exclusive)
-  const bytes = newInfo()
-  const answer = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, bytes)
-  if (answer === -ENXIO) {
-    // Only now: a partition that somebody has open has deferred it. And before the device can be another's.
-    await removeUnused(handle.number, exclusive, partitions.added)
-    await handle.closeNow()
-    removeNodesOfGone(handle.number, partitions.all)
-    return 'going'
-  }
+  const left = requested < 0 ? requested : await binding().loopGetStatus64(exclusive, newInfo())
+  if (left !== -ENXIO) return afterRequest(handle, { requested, autoclear })
+  // Only now: a partition that somebody has open has deferred it. And before the device can be another's.
+  await removeUnused(handle.number, exclusive, partitions.added)
+  await handle.closeNow()
+  removeNodesOfGone(handle.number, partitions.all)
+  return 'going'
+}
+
+/** A LOOP_CLR_FD on a descriptor of the handle that is exclusive now, after which the device was still attached. */
+interface Request {
+  requested: number
+  autoclear: boolean
+}
+
+async function afterRequest(handle: Handle, { requested, autoclear }: Request): Promise<'opened'> {
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
-  await takeBack(handle, exclusive, autoclear)
+  await takeBack(handle, handle.descriptor, autoclear)
   if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
+}
+
+/**
+ * The usual detach, in one hop to the pool. Undefined: something is not as it was when it was last looked at, or in the
+ * way; nothing was done then. The handle's descriptor keeps its number throughout, for detachSync().
+ */
+async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request | undefined> {
+  const { number, descriptor } = handle
+  const sequence = new Sequence()
+  const flags = expectUntouched(handle, sequence)
+  if (flags === undefined) return undefined
+  const autoclear = (flags & LO_FLAGS_AUTOCLEAR) !== 0
+  const exclusive = sequence.call('openLoop', number, (autoclear ? O_RDONLY : O_RDWR) | O_EXCL)
+  if ((flags & LO_FLAGS_READ_ONLY) === 0) sequence.call('fsync', descriptor)
+  const replaced = sequence.call('dup3', exclusive, descriptor)
+  sequence.call('close', exclusive)
+  const requested = sequence.call('loopClrFd', descriptor)
+  sequence.expect(-ENXIO, 'loopGetFlags', descriptor)
+  const vacated = sequence.try('vacate', descriptor)
+  const links = sequence.try('sysfsLinks', number)
+  await sequence.run()
+  if (vacated.answer !== undefined) {
+    handle.closeVacated()
+    return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
+  }
+  if (requested.answer === -ENXIO) {
+    await handle.closeNow()
+    return 'going'
+  }
+  if (requested.answer !== undefined) return { requested: requested.answer, autoclear }
+  if (exclusive.fd >= 0 && replaced.answer === undefined) await close(exclusive.fd)
+  return undefined
+}
+
+/** The same attachment, as it was last seen, without partitions. Its flags; undefined: it cannot be told. */
+function expectUntouched({ number, expected, descriptor }: Handle, sequence: Sequence): number | undefined {
+  const links = sysfs.linksWithoutPartitions('attached')
+  if (expected === undefined || links === undefined) return undefined
+  sequence.expect(expected.diskSeq, 'blkGetDiskSeq', descriptor)
+  sequence.expect(expected.flags, 'loopGetFlags', descriptor)
+  sequence.expect(links, 'sysfsLinks', number)
+  return expected.flags
 }
 
 /**
@@ -138,6 +193,9 @@ async function flush(handle: Handle, { info }: Info): Promise<void> {
 }
 
 async function detachLazily(handle: Handle): Promise<DetachResult> {
+  const atOnce = await requestLazilyAtOnce(handle)
+  if (atOnce === 'gone' || (atOnce === 'going' && !isStillAttached(handle))) return 'detached'
+  if (atOnce !== undefined) return 'deferred'
   const before = await handle.readInfo()
   await flush(handle, before)
   const partitions = partitionsOf(handle, before)
@@ -149,6 +207,22 @@ async function detachLazily(handle: Handle): Promise<DetachResult> {
   return isStillAttached(handle) ? 'deferred' : 'detached'
 }
 
+/** {@link requestAtOnce} for a lazy detach. */
+async function requestLazilyAtOnce(handle: Handle): Promise<'gone' | 'going' | undefined> {
+  const { number, descriptor } = handle
+  const sequence = new Sequence()
+  const flags = expectUntouched(handle, sequence)
+  if (flags === undefined) return undefined
+  if ((flags & LO_FLAGS_READ_ONLY) === 0) sequence.call('fsync', descriptor)
+  sequence.call('loopClrFd', descriptor)
+  const vacated = sequence.try('vacate', descriptor)
+  const links = sequence.try('sysfsLinks', number)
+  await sequence.run()
+  if (vacated.answer === undefined) return undefined
+  handle.closeVacated()
+  return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
+}
+
 /** For exit handlers: never waits. With an operation in flight that one keeps the descriptor until it ends. */
 export function detachSync(handle: Handle): DetachResult {
   if (handle.isClosing) throw handle.closedError()
@@ -157,11 +231,16 @@ export function detachSync(handle: Handle): DetachResult {
     partitions = requestDetachSync(handle)
   } catch (error) {
     // A detach in flight has asked for it already.
-    if (!handle.isRunning || !(LoopError.is(error, 'not-attached') || LoopError.is(error, 'detaching'))) throw error
+    if (!handle.isRunning || !isGone(error)) throw error
   }
   const closed = handle.closeSync()
   removeNodesOfGone(handle.number, partitions)
   return closed && !isStillAttached(handle) ? 'detached' : 'deferred'
+}
+
+/** Also where the descriptor has been vacated, and is that of no loop device any more. */
+function isGone(error: unknown): boolean {
+  return LoopError.is(error) && ['not-attached', 'detaching', 'not-a-loop-device'].includes(error.reason)
 }
 
 /** K3, up to 7.1: what was added with BLKPG outlives the detach. What the kernel found itself it removes itself. */

@@ -3,7 +3,7 @@
 import { constants, release } from 'node:os'
 import { CONTROL } from './allocate.ts'
 import { assertSupported, LoopError } from './errors.ts'
-import { checkDeviceNode, devicePath, openDevice } from './handle.ts'
+import { checkDeviceNode, devicePath, openDevice } from './kernel/devnode.ts'
 import { type Feature, knownFeatures, pageSize } from './kernel/features.ts'
 import { access, close, O_RDONLY } from './kernel/files.ts'
 import { mountOf, readMountsSync } from './kernel/mountinfo.ts'

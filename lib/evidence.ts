@@ -174,7 +174,7 @@ type Opened = Pick<Failure, 'backingFd'>
 function statOf(fd: number | undefined): Stat | undefined {
   if (fd === undefined) return undefined
   const bytes = newStat()
-  return binding().statxSync(fd, bytes) < 0 ? undefined : decodeStat(bytes)
+  return binding().statxCachedSync(fd, bytes) < 0 ? undefined : decodeStat(bytes)
 }
 
 export function backingIsOpen({ backingFd }: Opened): boolean {

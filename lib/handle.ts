@@ -3,24 +3,16 @@
 import { constants } from 'node:os'
 import { type LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { binding, type Binding } from './kernel/binding.ts'
-import { diskSeqCountsAttachments, hasDiskSeq, minorOfDevice, numberOfMinor } from './kernel/features.ts'
-import { openNode } from './kernel/devnode.ts'
-import { close, closeSync, fstatSync, lstatSync, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from './kernel/features.ts'
+import { devicePath, openDevice } from './kernel/devnode.ts'
+import { close, closeSync, O_RDONLY, O_RDWR } from './kernel/files.ts'
+import { inBatches } from './kernel/pool.ts'
+import { Sequence } from './kernel/sequence.ts'
 import { readBackingFileSync } from './kernel/sysfs.ts'
-import {
-  decodeInfo,
-  decodeU64,
-  formatDevice,
-  type LoopInfo64,
-  majorOf,
-  minorOf,
-  newInfo,
-  newU64,
-} from './kernel/uapi.ts'
+import { decodeInfo, formatDevice, LOOP_MAJOR, type LoopInfo64, majorOf, minorOf, newInfo } from './kernel/uapi.ts'
 import { explain, type Failure } from './reasons.ts'
 
-const { ENOTTY, EPERM } = constants.errno
-const LOOP_MAJOR = 7
+const { EPERM } = constants.errno
 
 /** Plain JSON that names one attachment of a device; to be given to `open()`, also in another process. */
 export interface LoopRef {
@@ -37,6 +29,12 @@ export interface LoopRef {
 /** What an attachment is known by besides the disk sequence number, which kernels before 6.5 do not move. */
 export type Backing = Pick<LoopInfo64, 'device' | 'inode' | 'offset' | 'rdevice'>
 
+/** What the device answers as long as nobody has touched it since it was last looked at. */
+export interface Expected {
+  diskSeq: number
+  flags: number
+}
+
 /** struct loop_info64 as read, to be patched and written back, and decoded. */
 export interface Info {
   bytes: Uint8Array
@@ -49,66 +47,57 @@ type WriterCall = 'loopSetStatus64' | 'loopSetCapacity' | 'loopSetDirectIo' | 'l
 /** Held until detach, close, release or exit, as a listening socket is: no device goes by garbage collection. */
 const owned = new Set<Handle>()
 
-export function devicePath(number: number): string {
-  return `/dev/loop${number}`
-}
-
-/**
- * Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device.
- * Looked at before too: opening another device can have effects, and opening a FIFO can wait for ever.
- */
-export async function openDevice(number: number, flags: number): Promise<number> {
-  const path = devicePath(number)
-  const before = isDevice(lstatSync(path), number)
-  if (before < 0) return before
-  const fd = await openNode(path, flags)
-  if (fd < 0) return fd
-  const after = isDevice(fstatSync(fd), number)
-  if (after === 0) return fd
-  await close(fd)
-  return after
-}
-
-/** Looks at the node without opening it: 0, or the negative errno, ENOTTY where it is not that of the device. */
-export function checkDeviceNode(number: number): number {
-  return isDevice(lstatSync(devicePath(number)), number)
-}
-
 /** It went, or this /dev has no node of it, which must not keep anybody from using other devices. */
 const NOT_TO_BE_ASKED = new Set<LoopErrorReason>(['no-such-device', 'detaching', 'node-missing', 'not-a-loop-device'])
 
+/** What an attached device answers. */
+export interface Answers {
+  number: number
+  info: LoopInfo64
+  diskSeq: number | undefined
+  blockSize: number
+}
+
 /**
- * Looks at a device without holding it: LOOP_GET_STATUS64. Undefined where it is not attached, or cannot be asked.
+ * Looks at devices without holding them: LOOP_GET_STATUS64. Those that are not attached, or cannot be asked, are left
+ * out.
  *
  * @throws `permission`, `resources`
  */
-export async function askDevice<T>(number: number, read: (info: LoopInfo64, fd: number) => T): Promise<T | undefined> {
-  const fd = await openDevice(number, O_RDONLY)
-  if (fd < 0) {
-    const error = explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-    if (NOT_TO_BE_ASKED.has(error.reason)) return undefined
-    throw error
-  }
-  try {
-    const bytes = newInfo()
-    const answer = await binding().loopGetStatus64(fd, bytes)
-    return answer < 0 ? undefined : read(decodeInfo(bytes), fd)
-  } finally {
-    await close(fd)
-  }
+export async function askDevices(numbers: readonly number[]): Promise<Answers[]> {
+  return (await inBatches(numbers, askBatch)).flat()
 }
 
-function isDevice(stat: ReturnType<typeof lstatSync>, number: number): number {
-  if (typeof stat === 'number') return stat
-  const same = stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR && minorOf(stat.rdev) === minorOfDevice(number)
-  return same ? 0 : -ENOTTY
+async function askBatch(numbers: readonly number[]): Promise<Answers[]> {
+  const sequence = new Sequence()
+  const asked = numbers.map((number) => {
+    sequence.part()
+    const bytes = newInfo()
+    const fd = sequence.call('openLoop', number, O_RDONLY)
+    const status = sequence.try('loopGetStatus64', fd, bytes)
+    const diskSeq = sequence.try('blkGetDiskSeq', fd)
+    const blockSize = sequence.try('blkSszGet', fd)
+    sequence.call('close', fd)
+    return { number, bytes, fd, status, diskSeq, blockSize }
+  })
+  await sequence.run()
+  return asked.flatMap(({ number, bytes, fd, status, diskSeq, blockSize }) => {
+    if (fd.answer !== undefined && fd.answer < 0) {
+      const failure = { call: 'open', errno: fd.answer, path: devicePath(number), number }
+      const error = explain(failure, 'open device')
+      if (!NOT_TO_BE_ASKED.has(error.reason)) throw error
+    }
+    if (status.answer !== 0) return []
+    const known = diskSeq.fd < 0 ? undefined : diskSeq.fd
+    return { number, info: decodeInfo(bytes), diskSeq: known, blockSize: blockSize.answer ?? 0 }
+  })
 }
 
 /** BLKGETDISKSEQ; undefined before kernel 5.15. */
 export function readDiskSeq(fd: number): number | undefined {
   if (!hasDiskSeq(fd)) return undefined
-  const bytes = newU64()
-  return binding().blkGetDiskSeqSync(fd, bytes) < 0 ? undefined : Number(decodeU64(bytes))
+  const diskSeq = binding().blkGetDiskSeqSync(fd)
+  return diskSeq < 0 ? undefined : diskSeq
 }
 
 function nameOf({ device, inode, offset }: Backing): string {
@@ -152,6 +141,7 @@ export class Handle {
   readonly #remains: Remains
   #diskSeq: number | undefined
   #backing: Backing | undefined
+  #flags: number | undefined
   #closed = false
   #closing: Promise<void> | undefined
   #running = false
@@ -161,7 +151,13 @@ export class Handle {
   constructor(
     number: number,
     fd: number,
-    options: { owned: boolean; backing: Backing | undefined; createNode?: boolean },
+    options: {
+      owned: boolean
+      backing: (Backing & { flags: number }) | undefined
+      createNode?: boolean
+      /** Where it has been read already. */
+      diskSeq?: number | undefined
+    },
   ) {
     this.number = number
     this.path = devicePath(number)
@@ -169,7 +165,8 @@ export class Handle {
     this.owned = options.owned
     this.createNode = options.createNode ?? true
     this.#backing = options.backing
-    this.#diskSeq = readDiskSeq(fd)
+    this.#flags = options.backing?.flags
+    this.#diskSeq = options.diskSeq ?? readDiskSeq(fd)
     if (this.owned) owned.add(this)
     else forgotten.register(this, this.#remains, this)
   }
@@ -187,6 +184,12 @@ export class Handle {
       ...(diskSeq !== undefined && { diskSeq }),
       ...(backing !== undefined && !diskSeqCountsAttachments() && { backing: nameOf(backing) }),
     }
+  }
+
+  /** Undefined where the kernel gives nothing that would tell another attachment. */
+  get expected(): Expected | undefined {
+    const [diskSeq, flags] = [this.#diskSeq, this.#flags]
+    return diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments() ? undefined : { diskSeq, flags }
   }
 
   /**
@@ -263,6 +266,13 @@ export class Handle {
     this.#closed = true
     this.#closing ??= Promise.resolve()
     await this.#drop()
+  }
+
+  /** {@link closeNow} where the descriptor has been vacated: nothing is left that could take long. */
+  closeVacated(): void {
+    this.#closed = true
+    this.#closing ??= Promise.resolve()
+    closeSync(this.#take())
   }
 
   /** Marks it closed at once. An operation in flight keeps the descriptor until it ends: then answers false. */
@@ -342,6 +352,7 @@ export class Handle {
   #checkedInfo(fd: number, bytes: Uint8Array, answer: number): Info {
     if (answer < 0) throw this.explain('LOOP_GET_STATUS64', answer)
     const info = decodeInfo(bytes)
+    this.#flags = info.flags
     if (!this.#isOurs(fd, info)) {
       throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
         path: this.path,

@@ -79,6 +79,7 @@ function ioctl<Values extends unknown[], Result>(spec: Spec<Values, Result>): Pa
     const path = pathOfDescriptor(fd)
     return { call: spec.ioctl, errno, path, number: numberOfPath(path), fd, backingFile, ...known }
   }
+  const nameSync = `${spec.name}Sync` as const
   return {
     promised: async (...values) => {
       const encoded = spec.encode(...values)
@@ -91,7 +92,7 @@ function ioctl<Values extends unknown[], Result>(spec: Spec<Values, Result>): Pa
     immediate: (...values) => {
       const encoded = spec.encode(...values)
       assertSupported()
-      const call = binding()[`${spec.name}Sync`] as (...native: unknown[]) => number
+      const call = binding()[nameSync] as (...native: unknown[]) => number
       const answer = call(...encoded)
       if (answer >= 0) return spec.decode(answer, encoded)
       throw explain(failureOf(answer, encoded[0], values), spec.role)
@@ -144,7 +145,7 @@ function checkInfo(given: Partial<LoopInfo64>): Partial<LoopInfo64> {
 
 const LLONG_MAX = 2n ** 63n - 1n
 
-function encodeConfigure(fd: number, config: LoopConfig): [number, Uint8Array] {
+function encodeConfigure(fd: number, config: LoopConfig): [number, number, Uint8Array] {
   checkDescriptor('fd', fd)
   const given = checkOptions(checkObject('config', config), ['fd', 'blockSize', 'info'])
   const backingFd = checkDescriptor('config.fd', given.fd)
@@ -154,7 +155,7 @@ function encodeConfigure(fd: number, config: LoopConfig): [number, Uint8Array] {
     // K1, 6.11 and later: one that the kernel refuses leaves the device half configured.
     checkBlockSize('blockSize', given.blockSize, pageSize())
   }
-  return [fd, encodeConfig(backingFd, given.blockSize ?? 0, checkInfo(given.info === undefined ? {} : given.info))]
+  return [fd, backingFd, encodeConfig(given.blockSize ?? 0, checkInfo(given.info === undefined ? {} : given.info))]
 }
 
 function encodePartition(fd: number, range: PartitionRange): [number, number, bigint, bigint] {
@@ -333,8 +334,8 @@ export const blkGetSize64Sync: (fd: number) => bigint = getSize64.immediate
 const getDiskSeq = ioctl({
   ioctl: 'BLKGETDISKSEQ',
   name: 'blkGetDiskSeq',
-  encode: (fd: number) => [checkDescriptor('fd', fd), newU64()],
-  decode: (_, [, bytes]) => decodeU64(bytes as Uint8Array),
+  encode: onlyFd,
+  decode: BigInt,
 })
 /** The disk sequence number; kernel 5.15 and later. */
 export const blkGetDiskSeq: (fd: number) => Promise<bigint> = getDiskSeq.promised

@@ -10,10 +10,13 @@ import {
   type FileArgument,
 } from './arguments.ts'
 import { assertSupported, refusal } from './errors.ts'
-import { askDevice, devicePath } from './handle.ts'
-import { fstat, stat } from './kernel/files.ts'
+import { askDevices } from './handle.ts'
+import { devicePath } from './kernel/devnode.ts'
+import * as files from './kernel/files.ts'
+import { inBatches } from './kernel/pool.ts'
+import { Sequence } from './kernel/sequence.ts'
 import * as sysfs from './kernel/sysfs.ts'
-import type { LoopInfo64 } from './kernel/uapi.ts'
+import { decodeStat, encodePath, type LoopInfo64, newStat, type Stat } from './kernel/uapi.ts'
 import { explain } from './reasons.ts'
 
 /** A loop device as sysfs shows it; plain data. */
@@ -80,10 +83,10 @@ async function readInfos(numbers: readonly number[], free: boolean): Promise<Loo
     const found = await sysfs.readDevices(left, free)
     if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
     const moved: number[] = []
-    for (const [i, files] of found.entries()) {
+    for (const [i, read] of found.entries()) {
       const number = left[i] ?? Number.NaN
-      if (files?.moved && tries > 0) moved.push(number)
-      else if (files && (free || files.backingFile !== null)) told.push(toInfo(number, files))
+      if (read?.moved && tries > 0) moved.push(number)
+      else if (read && (free || read.backingFile !== null)) told.push(toInfo(number, read))
     }
     left = moved
   }
@@ -124,7 +127,7 @@ export async function describeBackingFile(
   text: string | null,
 ): Promise<Pick<LoopInfo, 'backingFile' | 'backingDeleted'>> {
   if (text === null || !text.endsWith(DELETED)) return { backingFile: text, backingDeleted: false }
-  const exists = typeof (await stat(text)) !== 'number'
+  const exists = typeof (await files.stat(text)) !== 'number'
   return exists
     ? { backingFile: text, backingDeleted: false }
     : { backingFile: text.slice(0, -DELETED.length), backingDeleted: true }
@@ -138,12 +141,65 @@ export async function find(what: BackingFile | { reference: string }): Promise<L
   if (typeof what === 'object' && what !== null && 'reference' in what) {
     const reference = checkReference(what.reference)
     assertSupported()
-    return filter(await list(), ({ number }) => matchesDevice(number, (info) => info.fileName === reference))
+    return findByInfo([...(await readAttached()).keys()], (info) => info.fileName === reference)
   }
   const argument = checkBackingFile(what)
   assertSupported()
-  const wanted = await identityOf(argument)
-  return filter(await list(), (info) => isAttachedTo(info, wanted))
+  const { dev, ino } = await identityOf(argument)
+  const attached = await readAttached()
+  const byPath = await findByPath(attached, (stat) => stat.device === dev && stat.inode === ino)
+  // Their path does not tell: deleted, not to be reached from here, or another file by now.
+  const others = [...attached.keys()].filter((number) => !byPath.some((info) => info.number === number))
+  const byDevice = await findByInfo(others, (info) => info.device === dev && info.inode === ino)
+  return [...byPath, ...byDevice].toSorted((a, b) => a.number - b.number)
+}
+
+/** The path of the backing file by the device's number, null where it is too long to be shown. */
+async function readAttached(): Promise<Map<number, string | null>> {
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
+  const found = await sysfs.readBackingFiles(numbers)
+  if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
+  return found
+}
+
+/** Those whose path is there and is the wanted file; no device is opened. */
+async function findByPath(
+  attached: ReadonlyMap<number, string | null>,
+  isWanted: (stat: Stat) => boolean,
+): Promise<LoopInfo[]> {
+  const readable = [...attached].filter((entry): entry is [number, string] => entry[1] !== null)
+  const wanted = (await inBatches(readable, (batch) => filterByStat(batch, isWanted))).flat()
+  const infos = await readInfos(
+    wanted.map(([number]) => number),
+    false,
+  )
+  // Detached or changed meanwhile, it is another file's.
+  return infos.filter(({ number, backingFile }) => backingFile === attached.get(number))
+}
+
+async function filterByStat<Entry extends readonly [number, string]>(
+  entries: readonly Entry[],
+  isWanted: (stat: Stat) => boolean,
+): Promise<Entry[]> {
+  const sequence = new Sequence()
+  const statted = entries.map((entry) => {
+    const bytes = newStat()
+    return { entry, bytes, step: sequence.try('statxPath', encodePath(entry[1]), bytes) }
+  })
+  await sequence.run()
+  return statted.filter(({ step, bytes }) => step.answer === 0 && isWanted(decodeStat(bytes))).map(({ entry }) => entry)
+}
+
+async function findByInfo(numbers: readonly number[], isWanted: (info: LoopInfo64) => boolean): Promise<LoopInfo[]> {
+  const wanted = (await askDevices(numbers)).filter(({ info }) => isWanted(info))
+  const infos = await readInfos(
+    wanted.map(({ number }) => number),
+    false,
+  )
+  return infos.filter((info) =>
+    wanted.some(({ number, diskSeq }) => number === info.number && diskSeq === info.diskSeq),
+  )
 }
 
 interface FileIdentity {
@@ -152,29 +208,10 @@ interface FileIdentity {
 }
 
 async function identityOf(argument: FileArgument): Promise<FileIdentity> {
-  const found = 'fd' in argument ? await fstat(argument.fd) : await stat(argument.path)
+  const found = 'fd' in argument ? await files.fstat(argument.fd) : await files.stat(argument.path)
   if (typeof found !== 'number') return found
   const path = 'fd' in argument ? `descriptor ${argument.fd}` : argument.path.toString()
   throw explain({ call: 'stat', errno: found, path, backingFile: path }, 'open backing file')
-}
-
-/** Asks the device itself only where the path does not tell: deleted, unreachable from here, or another file by now. */
-async function isAttachedTo(info: LoopInfo, wanted: FileIdentity): Promise<boolean> {
-  if (info.backingFile !== null && !info.backingDeleted) {
-    const atPath = await stat(info.backingFile)
-    if (typeof atPath !== 'number' && atPath.dev === wanted.dev && atPath.ino === wanted.ino) return true
-  }
-  return matchesDevice(info.number, ({ device, inode }) => device === wanted.dev && inode === wanted.ino)
-}
-
-async function matchesDevice(number: number, matches: (info: LoopInfo64) => boolean): Promise<boolean> {
-  return (await askDevice(number, matches)) ?? false
-}
-
-async function filter(infos: LoopInfo[], matches: (info: LoopInfo) => Promise<boolean>): Promise<LoopInfo[]> {
-  const found: LoopInfo[] = []
-  for (const info of infos) if (await matches(info)) found.push(info)
-  return found
 }
 
 /** @throws `no-such-device`, `unsupported-platform` without sysfs */

@@ -25,6 +25,11 @@ export interface ControlLock {
   release(): void
 }
 
+/** Whether nobody in this process has the lock, or waits for it. */
+export function isLockIdle(): boolean {
+  return !busy
+}
+
 interface Waiter {
   hasTurn: boolean
   wake: () => void

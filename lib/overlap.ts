@@ -2,8 +2,9 @@
 
 import type { Backing } from './backing.ts'
 import { type LoopError, refusal } from './errors.ts'
-import { askDevice, devicePath, readDiskSeq } from './handle.ts'
+import { askDevices } from './handle.ts'
 import { binding } from './kernel/binding.ts'
+import { devicePath } from './kernel/devnode.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_READ_ONLY, type LoopInfo64 } from './kernel/uapi.ts'
 import { explain } from './reasons.ts'
@@ -40,26 +41,17 @@ export async function findAttachments(backing: BackingIdentity): Promise<Found[]
 export async function scanAttachments(backing: BackingIdentity): Promise<Found[]> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const found: Found[] = []
-  for (const number of numbers) {
-    if (!sysfs.isBound(number)) continue
-    const attachment = await askDevice(number, (info, fd) =>
-      isSameFile(info, backing) ? describe(number, info, fd) : undefined,
-    )
-    if (attachment) found.push(attachment)
-  }
-  return found
-}
-
-function describe(number: number, info: LoopInfo64, fd: number): Found {
-  return {
-    number,
-    diskSeq: readDiskSeq(fd),
-    blockSize: binding().blkSszGetSync(fd),
-    offset: info.offset,
-    sizeLimit: info.sizeLimit,
-    readOnly: (info.flags & LO_FLAGS_READ_ONLY) !== 0,
-  }
+  const asked = await askDevices(numbers.filter((number) => sysfs.isBound(number)))
+  return asked
+    .filter(({ info }) => isSameFile(info, backing))
+    .map(({ number, info, diskSeq, blockSize }) => ({
+      number,
+      diskSeq,
+      blockSize,
+      offset: info.offset,
+      sizeLimit: info.sizeLimit,
+      readOnly: (info.flags & LO_FLAGS_READ_ONLY) !== 0,
+    }))
 }
 
 function isSameFile(info: LoopInfo64, { device, inode, rdevice }: BackingIdentity): boolean {

@@ -6,7 +6,7 @@
 import { type BackingFile, checkBoolean, checkOptions, wrongValue } from './arguments.ts'
 import { attachFile, type AttachOptions, checkWanted, OPTION_NAMES } from './attach.ts'
 import { checkDeadline } from './deadline.ts'
-import { askDevice, type Handle } from './handle.ts'
+import { askDevices, type Handle } from './handle.ts'
 import { openHandle } from './open.ts'
 
 /** `lo_file_name` of a lower device: how every process knows a stack. */
@@ -15,8 +15,8 @@ export const LOWER_TAG = 'loopctl:lower'
 /** The lower device of a stack made by this library; undefined: the device is not the upper one of such. */
 export async function findSwappableLower({ lowerNumber }: Handle): Promise<number | undefined> {
   if (lowerNumber === undefined) return undefined
-  const isOurs = await askDevice(lowerNumber, ({ fileName }) => fileName === LOWER_TAG)
-  return isOurs ? lowerNumber : undefined
+  const [lower] = await askDevices([lowerNumber])
+  return lower?.info.fileName === LOWER_TAG ? lowerNumber : undefined
 }
 
 /**

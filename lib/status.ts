@@ -12,12 +12,28 @@ import {
   wrongValue,
 } from './arguments.ts'
 import { backoff, Deadline } from './deadline.ts'
-import { type Handle, openDevice } from './handle.ts'
+import { type Handle } from './handle.ts'
 import { findHolders } from './holders.ts'
 import { binding } from './kernel/binding.ts'
+import { openDevice } from './kernel/devnode.ts'
+import { minorOfDevice } from './kernel/features.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
-import { decodeU64, formatDevice, LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, newU64, patchInfo } from './kernel/uapi.ts'
-import { type LoopInfo, requireInfo } from './list.ts'
+import { Sequence } from './kernel/sequence.ts'
+import * as sysfs from './kernel/sysfs.ts'
+import {
+  decodeInfo,
+  decodeU64,
+  formatDevice,
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_DIRECT_IO,
+  LO_FLAGS_PARTSCAN,
+  LOOP_MAJOR,
+  type LoopInfo64,
+  newInfo,
+  newU64,
+  patchInfo,
+} from './kernel/uapi.ts'
+import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
 import { findSwappableLower } from './stack.ts'
 
 const { EAGAIN, EBUSY, EPERM } = constants.errno
@@ -50,8 +66,7 @@ export interface StatusChange {
 /** @throws `not-attached`, `replaced` */
 export async function readStatus(handle: Handle): Promise<LoopStatus> {
   return handle.run(async () => {
-    const { info: loop } = await handle.readInfo()
-    const { lower: _, ...info } = await requireInfo(handle.number)
+    const { loop, ...info } = (await readAtOnce(handle)) ?? (await readApart(handle))
     const lower = handle.lowerNumber
     return {
       ...info,
@@ -62,6 +77,53 @@ export async function readStatus(handle: Handle): Promise<LoopStatus> {
       swappable: (await findSwappableLower(handle)) !== undefined,
     }
   })
+}
+
+/** Without `lower`. */
+type Read = LoopInfo & { loop: LoopInfo64 }
+
+/** In one hop to the pool: all that sysfs has, but for the path, can be asked of the open device too. */
+async function readAtOnce(handle: Handle): Promise<Read | undefined> {
+  const { number, descriptor, expected } = handle
+  if (expected === undefined) return undefined
+  const [bytes, size, path] = [newInfo(), newU64(), sysfs.newAttribute()]
+  const sequence = new Sequence()
+  sequence.call('loopGetStatus64', descriptor, bytes)
+  sequence.call('blkGetSize64', descriptor, size)
+  const blockSize = sequence.call('blkSszGet', descriptor)
+  const readOnly = sequence.call('blkRoGet', descriptor)
+  const length = sequence.try('sysfsBackingFile', number, path)
+  // Last: then all of it was of this attachment.
+  const diskSeq = sequence.expect(expected.diskSeq, 'blkGetDiskSeq', descriptor)
+  await sequence.run()
+  const text = sysfs.decodeBackingFile(path, length.answer)
+  if (diskSeq.answer !== expected.diskSeq || text === undefined) return undefined
+  const loop = decodeInfo(bytes)
+  const has = (flag: number): boolean => (loop.flags & flag) !== 0
+  return {
+    loop,
+    number,
+    path: handle.path,
+    device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
+    diskSeq: expected.diskSeq,
+    attached: true,
+    ...(await describeBackingFile(text)),
+    offset: Number(loop.offset),
+    sizeLimit: Number(loop.sizeLimit),
+    size: Number(decodeU64(size)),
+    blockSize: blockSize.answer ?? 0,
+    readOnly: readOnly.answer === 1,
+    autoclear: has(LO_FLAGS_AUTOCLEAR),
+    partscan: has(LO_FLAGS_PARTSCAN),
+    directIO: has(LO_FLAGS_DIRECT_IO),
+  }
+}
+
+/** Where there is no telling one attachment from another by the disk sequence number; and for the errors. */
+async function readApart(handle: Handle): Promise<Read> {
+  const { info: loop } = await handle.readInfo()
+  const { lower: _, ...info } = await requireInfo(handle.number)
+  return { loop, ...info }
 }
 
 /** LOOP_GET_STATUS64, the named fields changed, LOOP_SET_STATUS64. */

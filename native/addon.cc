@@ -5,9 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <vector>
 
 #include "calls.h"
+#include "sequence.h"
 #include "sysfs.h"
 #include "uevent.h"
 
@@ -17,6 +20,9 @@ namespace {
 using Napi::CallbackInfo;
 using Napi::Uint8Array;
 using Napi::Value;
+
+// Of the data, by parameter.
+using Sizes = std::array<std::size_t, kMaxParameters>;
 
 bool Refuse(const CallbackInfo& info, const Call& call, const char* what) {
   Napi::TypeError::New(info.Env(), std::string(call.name) + ": " + what).ThrowAsJavaScriptException();
@@ -41,18 +47,31 @@ bool ReadU64(const Value& value, std::int64_t& out) {
   return lossless;
 }
 
-bool IsData(const Call& call, const Value& value) {
-  if (!value.IsTypedArray()) return false;
-  const auto array = value.As<Napi::TypedArray>();
-  return array.TypedArrayType() == napi_uint8_array && array.ByteLength() == call.data_size;
+// The bytes of a Uint8Array; none where it is something else.
+std::span<std::byte> BytesOf(const Value& value) {
+  napi_typedarray_type type{};
+  std::size_t length = 0;
+  void* data = nullptr;
+  if (!value.IsTypedArray() ||
+      napi_get_typedarray_info(value.Env(), value, &type, &length, &data, nullptr, nullptr) != napi_ok ||
+      type != napi_uint8_array) {
+    return {};
+  }
+  return std::span(static_cast<std::byte*>(data), length);
 }
 
-// Throws a TypeError and answers false for what is not the call's; reaching that is a bug in lib/.
-bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments) {
+bool FitsParameter(const Call& call, Parameter parameter, std::span<const std::byte> bytes) {
+  if (parameter != Parameter::kPath) return bytes.size() == call.data_size;
+  return !bytes.empty() && bytes.back() == std::byte{0};
+}
+
+// Throws a TypeError and answers false for what is not the call's; reaching that is a bug in lib/. Data is
+// pointed to where JavaScript has it: with `sizes` it can be copied from there.
+bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments, Sizes& sizes) {
   if (info.Length() > kMaxParameters) return Refuse(info, call, "too many arguments");
   for (std::size_t i = 0; i < kMaxParameters; ++i) {
     const Value value = info[i];
-    switch (call.parameters[i]) {
+    switch (const Parameter parameter = call.parameters[i]; parameter) {
       case Parameter::kNone:
         if (!value.IsUndefined()) return Refuse(info, call, "too many arguments");
         break;
@@ -65,44 +84,46 @@ bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments) {
         break;
       case Parameter::kIn:
       case Parameter::kOut:
-        if (!IsData(call, value)) return Refuse(info, call, "expected a Uint8Array of the struct's size");
-        if (call.parameters[i] == Parameter::kIn) {
-          std::memcpy(arguments.data.data(), value.As<Uint8Array>().Data(), call.data_size);
-        }
+      case Parameter::kPath: {
+        const std::span<std::byte> bytes = BytesOf(value);
+        if (!FitsParameter(call, parameter, bytes))
+          return Refuse(info, call, "expected a Uint8Array of the struct's size, or a path that ends in NUL");
+        arguments.data[i] = bytes.data();
+        sizes[i] = bytes.size();
         break;
+      }
     }
   }
   return true;
 }
 
-int OutIndex(const Call& call) {
-  for (std::size_t i = 0; i < kMaxParameters; ++i) {
-    if (call.parameters[i] == Parameter::kOut) return static_cast<int>(i);
-  }
-  return -1;
-}
-
 Value RunSync(const CallbackInfo& info) {
   const Call& call = *static_cast<const Call*>(info.Data());
   Arguments arguments;
-  if (!Read(info, call, arguments)) return {};
-  const long result = call.run(arguments);
-  if (const int out = OutIndex(call); out >= 0 && result >= 0) {
-    std::memcpy(info[static_cast<std::size_t>(out)].As<Uint8Array>().Data(), arguments.data.data(),
-                call.data_size);
-  }
-  return Napi::Number::New(info.Env(), static_cast<double>(result));
+  Sizes sizes{};
+  if (!Read(info, call, arguments, sizes)) return {};
+  return Napi::Number::New(info.Env(), static_cast<double>(call.run(arguments)));
 }
 
 class Job final : public Napi::AsyncWorker {
  public:
-  Job(const CallbackInfo& info, const Call& call, const Arguments& arguments)
+  Job(const CallbackInfo& info, const Call& call, const Arguments& arguments, const Sizes& sizes)
       : Napi::AsyncWorker(info.Env(), "loopctl"),
         call_(call),
         arguments_(arguments),
+        copy_(std::accumulate(sizes.begin(), sizes.end(), std::size_t{0})),
         deferred_(Napi::Promise::Deferred::New(info.Env())) {
-    if (const int out = OutIndex(call); out >= 0) {
-      out_ = Napi::Persistent(info[static_cast<std::size_t>(out)].As<Uint8Array>());
+    // A copy, so that it stays valid on another thread whatever JavaScript does.
+    std::byte* next = copy_.data();
+    for (std::size_t i = 0; i < kMaxParameters; ++i) {
+      if (!IsData(call.parameters[i])) continue;
+      std::memcpy(next, arguments.data[i], sizes[i]);
+      arguments_.data[i] = next;
+      next += sizes[i];
+      if (call.parameters[i] == Parameter::kOut) {
+        filled_ = arguments_.data[i];
+        out_ = Napi::Persistent(info[i].As<Uint8Array>());
+      }
     }
   }
 
@@ -112,11 +133,11 @@ class Job final : public Napi::AsyncWorker {
   void Execute() override { result_ = call_.run(arguments_); }
 
   void OnOK() override {
-    if (!out_.IsEmpty() && result_ >= 0) {
+    if (filled_ != nullptr && result_ >= 0) {
       Uint8Array out = out_.Value();
       // Transferred to another thread meanwhile: nowhere to put the answer.
       if (out.ByteLength() == call_.data_size) {
-        std::memcpy(out.Data(), arguments_.data.data(), call_.data_size);
+        std::memcpy(out.Data(), filled_, call_.data_size);
       } else {
         result_ = -EFAULT;
       }
@@ -127,6 +148,8 @@ class Job final : public Napi::AsyncWorker {
  private:
   const Call& call_;
   Arguments arguments_;
+  std::vector<std::byte> copy_;
+  std::byte* filled_ = nullptr;
   long result_ = 0;
   Napi::Promise::Deferred deferred_;
   Napi::Reference<Uint8Array> out_;
@@ -135,8 +158,9 @@ class Job final : public Napi::AsyncWorker {
 Value RunAsync(const CallbackInfo& info) {
   const Call& call = *static_cast<const Call*>(info.Data());
   Arguments arguments;
-  if (!Read(info, call, arguments)) return {};
-  Job* job = new Job(info, call, arguments);  // deletes itself when done
+  Sizes sizes{};
+  if (!Read(info, call, arguments, sizes)) return {};
+  Job* job = new Job(info, call, arguments, sizes);  // deletes itself when done
   const Napi::Promise promise = job->Promise();
   job->Queue();
   return promise;
@@ -149,6 +173,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
     exports.Set(name, Napi::Function::New<RunAsync>(env, name.c_str(), data));
     exports.Set(name + "Sync", Napi::Function::New<RunSync>(env, (name + "Sync").c_str(), data));
   }
+  InitSequence(env, exports);
   InitSysfs(env, exports);
   InitUevent(env, exports);
   return exports;

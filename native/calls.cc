@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/nsfs.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -22,7 +23,9 @@ namespace {
 
 constexpr unsigned kLoopMajor = 7;
 constexpr unsigned kMiscMajor = 10;
-constexpr std::size_t kPathSize = 32;  // /dev/loop1048575p255
+constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/2147483647
+constexpr std::size_t kSysfsPathSize = 64;
+constexpr std::size_t kAttributeSize = 4096;  // the most that an attribute shows, on any page size
 constexpr unsigned kLoopControlMinor = 237;
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -55,14 +58,14 @@ unsigned PartitionMask() {
   return static_cast<unsigned>(mask);
 }
 
+bool IsLoop(const struct stat& st) { return S_ISBLK(st.st_mode) && major(st.st_rdev) == kLoopMajor; }
+
 // 0 for a whole loop device. LOOP_CLR_FD on a partition would detach the device around it, and
 // the same request number means something else to another driver.
 long NeedLoopDevice(int fd) {
   struct stat st{};
   if (::fstat(fd, &st) != 0) return -errno;
-  const bool whole =
-      S_ISBLK(st.st_mode) && major(st.st_rdev) == kLoopMajor && (minor(st.st_rdev) & PartitionMask()) == 0;
-  return whole ? 0 : -ENOTTY;
+  return IsLoop(st) && (minor(st.st_rdev) & PartitionMask()) == 0 ? 0 : -ENOTTY;
 }
 
 long NeedLoopControl(int fd) {
@@ -112,18 +115,29 @@ long LoopCtlGetFree(Arguments& a) { return ControlIoctl(a, LOOP_CTL_GET_FREE, 0)
 long LoopSetFd(Arguments& a) { return LoopIoctl(a, LOOP_SET_FD, static_cast<long>(a.Int(1))); }
 long LoopChangeFd(Arguments& a) { return LoopIoctl(a, LOOP_CHANGE_FD, static_cast<long>(a.Int(1))); }
 long LoopClrFd(Arguments& a) { return LoopIoctl(a, LOOP_CLR_FD, 0L); }
-long LoopConfigure(Arguments& a) { return LoopIoctl(a, LOOP_CONFIGURE, a.data.data()); }
+// The backing file apart: in a sequence its descriptor is not known before.
+long LoopConfigure(Arguments& a) {
+  struct loop_config config{};
+  std::memcpy(&config, a.data[2], sizeof config);
+  config.fd = static_cast<__u32>(a.Int(1));
+  return LoopIoctl(a, LOOP_CONFIGURE, &config);
+}
 // EFAULT where the kernel knows LOOP_CONFIGURE; configures nothing in any case.
 long LoopConfigureProbe(Arguments& a) { return LoopIoctl(a, LOOP_CONFIGURE, static_cast<void*>(nullptr)); }
-long LoopGetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_GET_STATUS64, a.data.data()); }
-long LoopSetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_SET_STATUS64, a.data.data()); }
+long LoopGetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_GET_STATUS64, a.data[1]); }
+long LoopSetStatus64(Arguments& a) { return LoopIoctl(a, LOOP_SET_STATUS64, a.data[1]); }
 long LoopSetCapacity(Arguments& a) { return LoopIoctl(a, LOOP_SET_CAPACITY, 0L); }
 long LoopSetDirectIo(Arguments& a) { return LoopIoctl(a, LOOP_SET_DIRECT_IO, static_cast<long>(a.Int(1))); }
 long LoopSetBlockSize(Arguments& a) { return LoopIoctl(a, LOOP_SET_BLOCK_SIZE, static_cast<long>(a.Int(1))); }
 
 // Block devices in general, here only loop ones
-long BlkGetSize64(Arguments& a) { return LoopIoctl(a, BLKGETSIZE64, a.data.data()); }
-long BlkGetDiskSeq(Arguments& a) { return LoopIoctl(a, BLKGETDISKSEQ, a.data.data()); }
+long BlkGetSize64(Arguments& a) { return LoopIoctl(a, BLKGETSIZE64, a.data[1]); }
+// Counts from 1, so it fits.
+long BlkGetDiskSeq(Arguments& a) {
+  std::uint64_t value = 0;
+  const long result = LoopIoctl(a, BLKGETDISKSEQ, &value);
+  return result < 0 ? result : static_cast<long>(value);
+}
 long BlkSszGet(Arguments& a) { return LoopIoctlInt(a, BLKSSZGET); }
 long BlkRoGet(Arguments& a) { return LoopIoctlInt(a, BLKROGET); }
 long BlkRoSet(Arguments& a) {
@@ -162,14 +176,74 @@ long LeaseProbe(Arguments& a) {
   if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return -errno;
   return Answer(::fcntl(fd, F_SETLEASE, F_UNLCK));
 }
-// As far as the kernel knows it: a server that does not answer is not asked. musl has a function only
-// since 1.2.5.
-long Statx(Arguments& a) {
-  struct statx st{};
-  const long answer = Answer(
-      ::syscall(SYS_statx, a.Int(0), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE, &st));
-  std::memcpy(a.data.data(), &st, sizeof st);
+// musl has a function only since 1.2.5.
+long StatxOf(int fd, const char* path, int flags, void* out) {
+  return Answer(::syscall(SYS_statx, fd, path, flags, STATX_BASIC_STATS, out));
+}
+long Statx(Arguments& a) { return StatxOf(a.Int(0), "", AT_EMPTY_PATH, a.data[1]); }
+// As far as the kernel knows it: a server that does not answer is not asked.
+long StatxCached(Arguments& a) {
+  return StatxOf(a.Int(0), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, a.data[1]);
+}
+long StatxPath(Arguments& a) { return StatxOf(AT_FDCWD, a.Path(0), 0, a.data[1]); }
+
+// What node:fs has too, for sequences
+long Close(Arguments& a) { return Answer(::close(a.Int(0))); }
+long Fsync(Arguments& a) { return Answer(::fsync(a.Int(0))); }
+long Open(Arguments& a) { return Answer(::open(a.Path(0), a.Int(1) | O_CLOEXEC)); }
+// A regular file: opening a FIFO can block, and opening a device can do something to it.
+long OpenRegular(Arguments& a) {
+  struct stat st{};
+  if (::stat(a.Path(0), &st) != 0) return -errno;
+  if (!S_ISREG(st.st_mode)) return -EINVAL;
+  return Answer(::open(a.Path(0), a.Int(1) | O_NONBLOCK | O_CLOEXEC));
+}
+// /dev/loopN, where that is the node of the device, and no link: looked at before too, for the same reasons.
+long OpenLoop(Arguments& a) {
+  const auto device = makedev(kLoopMajor, static_cast<unsigned>(a.Int(0)) * (PartitionMask() + 1));
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/dev/loop%d", a.Int(0));
+  struct stat st{};
+  if (::lstat(path, &st) != 0) return -errno;
+  if (!IsLoop(st) || st.st_rdev != device) return -ENOTTY;
+  const int fd = ::open(path, a.Int(1) | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  if (::fstat(fd, &st) == 0 && IsLoop(st) && st.st_rdev == device) return fd;
+  ::close(fd);
+  return -ENOTTY;
+}
+// The file of one descriptor becomes that of the other too, whose own is closed.
+long Dup3(Arguments& a) { return Answer(::dup3(a.Int(0), a.Int(1), O_CLOEXEC)); }
+// Closes the file and keeps the number, so that nobody else in the process gets it before it is let go.
+long Vacate(Arguments& a) {
+  const int nothing = ::eventfd(0, EFD_CLOEXEC);
+  if (nothing < 0) return -errno;
+  const long answer = Answer(::dup3(nothing, a.Int(0), O_CLOEXEC));
+  ::close(nothing);
   return answer;
+}
+// One for each partition, and a few.
+long SysfsLinks(Arguments& a) {
+  char path[kSysfsPathSize];
+  std::snprintf(path, sizeof path, "/sys/block/loop%d", a.Int(0));
+  struct stat st{};
+  return ::stat(path, &st) != 0 ? -errno : static_cast<long>(st.st_nlink);
+}
+// The path of the backing file as sysfs shows it: its length in bytes, with the newline at the end.
+long SysfsBackingFile(Arguments& a) {
+  char path[kSysfsPathSize];
+  std::snprintf(path, sizeof path, "/sys/block/loop%d/loop/backing_file", a.Int(0));
+  const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  const long length = Answer(::read(fd, a.data[1], kAttributeSize));
+  ::close(fd);
+  return length;
+}
+// The part of LOOP_GET_STATUS64 that a sequence can be told to expect.
+long LoopGetFlags(Arguments& a) {
+  struct loop_info64 info{};
+  const long answer = LoopIoctl(a, LOOP_GET_STATUS64, &info);
+  return answer < 0 ? answer : static_cast<long>(info.lo_flags);
 }
 // Makes the descriptor an exclusive one, under the same number. For runtimes whose fs opens nothing with
 // O_EXCL alone, and knows no descriptor that it has not opened.
@@ -185,10 +259,7 @@ long ReopenExclusive(Arguments& a) {
 }
 // A node of a block device, for its owner only.
 long MknodBlock(Arguments& a) {
-  char path[kPathSize];
-  std::memcpy(path, a.data.data(), sizeof path);
-  path[sizeof path - 1] = '\0';
-  return Answer(::mknod(path, S_IFBLK | S_IRUSR | S_IWUSR,
+  return Answer(::mknod(a.Path(0), S_IFBLK | S_IRUSR | S_IWUSR,
                         makedev(static_cast<unsigned>(a.Int(1)), static_cast<unsigned>(a.Int(2)))));
 }
 // The inode of the user namespace that owns the namespace, of which the kernel gives a descriptor.
@@ -199,7 +270,7 @@ long NsGetUserNs(Arguments& a) {
   const long answer = Answer(::fstat(static_cast<int>(fd), &st));
   ::close(static_cast<int>(fd));
   const std::uint64_t inode = st.st_ino;
-  std::memcpy(a.data.data(), &inode, sizeof inode);
+  std::memcpy(a.data[1], &inode, sizeof inode);
   return answer;
 }
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
@@ -213,7 +284,7 @@ constexpr Call kCalls[] = {
     {"loopSetFd", LoopSetFd, {kInt, kInt}},
     {"loopChangeFd", LoopChangeFd, {kInt, kInt}},
     {"loopClrFd", LoopClrFd, {kInt}},
-    {"loopConfigure", LoopConfigure, {kInt, kIn}, sizeof(struct loop_config)},
+    {"loopConfigure", LoopConfigure, {kInt, kInt, kIn}, sizeof(struct loop_config)},
     {"loopConfigureProbe", LoopConfigureProbe, {kInt}},
     {"loopGetStatus64", LoopGetStatus64, {kInt, kOut}, sizeof(struct loop_info64)},
     {"loopSetStatus64", LoopSetStatus64, {kInt, kIn}, sizeof(struct loop_info64)},
@@ -221,7 +292,7 @@ constexpr Call kCalls[] = {
     {"loopSetDirectIo", LoopSetDirectIo, {kInt, kInt}},
     {"loopSetBlockSize", LoopSetBlockSize, {kInt, kInt}},
     {"blkGetSize64", BlkGetSize64, {kInt, kOut}, sizeof(std::uint64_t)},
-    {"blkGetDiskSeq", BlkGetDiskSeq, {kInt, kOut}, sizeof(std::uint64_t)},
+    {"blkGetDiskSeq", BlkGetDiskSeq, {kInt}},
     {"blkSszGet", BlkSszGet, {kInt}},
     {"blkRoGet", BlkRoGet, {kInt}},
     {"blkRoSet", BlkRoSet, {kInt, kInt}},
@@ -241,8 +312,20 @@ constexpr Call kCalls[] = {
     {"ficlone", FiClone, {kInt, kInt}},
     {"fadviseDontNeed", FadviseDontNeed, {kInt}},
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
+    {"statxCached", StatxCached, {kInt, kOut}, sizeof(struct statx)},
+    {"statxPath", StatxPath, {kPath, kOut}, sizeof(struct statx)},
+    {"close", Close, {kInt}},
+    {"fsync", Fsync, {kInt}},
+    {"open", Open, {kPath, kInt}},
+    {"openRegular", OpenRegular, {kPath, kInt}},
+    {"openLoop", OpenLoop, {kInt, kInt}},
+    {"dup3", Dup3, {kInt, kInt}},
+    {"vacate", Vacate, {kInt}},
+    {"sysfsLinks", SysfsLinks, {kInt}},
+    {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
+    {"loopGetFlags", LoopGetFlags, {kInt}},
     {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
-    {"mknodBlock", MknodBlock, {kIn, kInt, kInt}, kPathSize},
+    {"mknodBlock", MknodBlock, {kPath, kInt, kInt}},
     {"nsGetUserNs", NsGetUserNs, {kInt, kOut}, sizeof(std::uint64_t)},
     {"pageSize", PageSize, {}},
 };

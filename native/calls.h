@@ -10,22 +10,23 @@ namespace loopctl {
 
 enum class Parameter : std::uint8_t {
   kNone,
-  kInt,  // number: a descriptor or an int of the kernel's
-  kU64,  // bigint
-  kIn,   // Uint8Array of data_size bytes that the kernel reads
-  kOut,  // Uint8Array of data_size bytes that is filled when the call succeeds
+  kInt,   // number: a descriptor or an int of the kernel's
+  kU64,   // bigint
+  kIn,    // Uint8Array of data_size bytes that the kernel reads
+  kOut,   // Uint8Array of data_size bytes that is filled when the call succeeds
+  kPath,  // Uint8Array that ends in a NUL
 };
 
 inline constexpr std::size_t kMaxParameters = 4;
-inline constexpr std::size_t kMaxDataSize = 304;  // struct loop_config
 
-// What a call is given: a copy, so that it stays valid on another thread whatever JavaScript does.
+// What a call is given: numbers, and where its data is.
 struct Arguments {
   std::array<std::int64_t, kMaxParameters> values{};
-  alignas(8) std::array<std::byte, kMaxDataSize> data{};
+  std::array<std::byte*, kMaxParameters> data{};
 
   int Int(std::size_t i) const { return static_cast<int>(values[i]); }
   std::uint64_t U64(std::size_t i) const { return static_cast<std::uint64_t>(values[i]); }
+  const char* Path(std::size_t i) const { return reinterpret_cast<const char*>(data[i]); }
 };
 
 // One row: `name` for JavaScript (and `name` + "Sync"), the function, its parameters.
@@ -38,5 +39,9 @@ struct Call {
 };
 
 std::span<const Call> Calls();
+
+constexpr bool IsData(Parameter parameter) {
+  return parameter == Parameter::kIn || parameter == Parameter::kOut || parameter == Parameter::kPath;
+}
 
 }  // namespace loopctl

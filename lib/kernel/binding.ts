@@ -6,22 +6,23 @@ import { onPool, onPoolWithin } from './pool.ts'
 import { observed } from './seam.ts'
 
 /** One line a call, as in native/calls.cc; each exists as `name` and as `nameSync`. */
-interface Calls {
+export interface Calls {
   loopCtlAdd: [controlFd: number, number: number]
   loopCtlRemove: [controlFd: number, number: number]
   loopCtlGetFree: [controlFd: number]
   loopSetFd: [fd: number, backingFd: number]
   loopChangeFd: [fd: number, backingFd: number]
   loopClrFd: [fd: number]
-  loopConfigure: [fd: number, config: Uint8Array]
+  loopConfigure: [fd: number, backingFd: number, config: Uint8Array]
   loopConfigureProbe: [fd: number]
   loopGetStatus64: [fd: number, info: Uint8Array]
+  loopGetFlags: [fd: number]
   loopSetStatus64: [fd: number, info: Uint8Array]
   loopSetCapacity: [fd: number]
   loopSetDirectIo: [fd: number, enabled: number]
   loopSetBlockSize: [fd: number, bytes: number]
   blkGetSize64: [fd: number, bytes: Uint8Array]
-  blkGetDiskSeq: [fd: number, diskSeq: Uint8Array]
+  blkGetDiskSeq: [fd: number]
   blkSszGet: [fd: number]
   blkRoGet: [fd: number]
   blkRoSet: [fd: number, readOnly: number]
@@ -41,6 +42,17 @@ interface Calls {
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
+  statxCached: [fd: number, stat: Uint8Array]
+  statxPath: [path: Uint8Array, stat: Uint8Array]
+  sysfsLinks: [number: number]
+  sysfsBackingFile: [number: number, text: Uint8Array]
+  open: [path: Uint8Array, flags: number]
+  openRegular: [path: Uint8Array, flags: number]
+  openLoop: [number: number, flags: number]
+  close: [fd: number]
+  fsync: [fd: number]
+  dup3: [fromFd: number, toFd: number]
+  vacate: [fd: number]
   reopenExclusive: [fd: number, flags: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
@@ -69,6 +81,10 @@ export type Binding = {
 } & {
   readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
 } & {
+  /** native/sequence.cc: sequence.ts makes the tape. */
+  readonly sequenceRun: (count: number, tape: Uint8Array) => Promise<void>
+  /** Names of calls, in the order in which a tape numbers them. */
+  readonly sequenceRows: readonly CallName[]
   readonly sysfsRead: (...lists: Lists) => Promise<Buffer>
   readonly sysfsReadSync: (...lists: Lists) => Buffer
 } & UeventCalls
@@ -105,8 +121,14 @@ function load(): Binding {
   const require = createRequire(import.meta.url)
   const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
   addon = fromPackage(ROOT)
-  const result: Record<string, unknown> = {}
+  const { sequenceRows, sequenceRun } = addon
+  const result: Record<string, unknown> = {
+    sequenceRows,
+    sequenceRun: (...values: unknown[]) => onPool(async () => sequenceRun?.(...values)),
+  }
   for (const [name, call] of Object.entries(addon)) {
+    // What a sequence calls is observed call by call.
+    if (name in result) continue
     const now = observed(name, call)
     result[name] = name.endsWith('Sync') ? now : (...values: unknown[]) => onPool(() => now(...values))
   }

@@ -2,15 +2,49 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
-import { close, lstatSync, O_EXCL, open, readLinkSync, unlinkSync } from './files.ts'
+import { minorOfDevice } from './features.ts'
+import { close, fstatSync, lstatSync, O_EXCL, open, readLinkSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
-import { encodePath, formatDevice, majorOf } from './uapi.ts'
+import { encodePath, formatDevice, LOOP_MAJOR, majorOf, minorOf } from './uapi.ts'
+
+const { ENOTTY } = constants.errno
+
+export function devicePath(number: number): string {
+  return `/dev/loop${number}`
+}
+
+/**
+ * Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device.
+ * Looked at before too: opening another device can have effects, and opening a FIFO can wait for ever.
+ */
+export async function openDevice(number: number, flags: number): Promise<number> {
+  const path = devicePath(number)
+  const before = isDevice(lstatSync(path), number)
+  if (before < 0) return before
+  const fd = await openNode(path, flags)
+  if (fd < 0) return fd
+  const after = isDevice(fstatSync(fd), number)
+  if (after === 0) return fd
+  await close(fd)
+  return after
+}
+
+/** Looks at the node without opening it: 0, or the negative errno, ENOTTY where it is not that of the device. */
+export function checkDeviceNode(number: number): number {
+  return isDevice(lstatSync(devicePath(number)), number)
+}
+
+function isDevice(stat: ReturnType<typeof lstatSync>, number: number): number {
+  if (typeof stat === 'number') return stat
+  const same = stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR && minorOf(stat.rdev) === minorOfDevice(number)
+  return same ? 0 : -ENOTTY
+}
 
 /** 0: there is a node of that device (`major:minor`). ENOENT: nothing; ENOTTY: another node, a file, a link. */
 export function checkNode(path: string, device: string): number {
   const node = lstatSync(path)
   if (typeof node === 'number') return node
-  return node.isBlockDevice() && formatDevice(node.rdev) === device ? 0 : -constants.errno.ENOTTY
+  return node.isBlockDevice() && formatDevice(node.rdev) === device ? 0 : -ENOTTY
 }
 
 /** A node of a block device whose number is given out anew each time: made for one that is gone. */
@@ -32,7 +66,7 @@ export function describeNode(path: string): string {
 }
 
 /** open(2); Deno refuses O_EXCL without O_CREAT, so there the flag comes afterwards. */
-export async function openNode(path: string, flags: number): Promise<number> {
+async function openNode(path: string, flags: number): Promise<number> {
   if ((flags & O_EXCL) === 0 || process.versions['deno'] === undefined) return open(path, flags)
   const fd = await open(path, flags & ~O_EXCL)
   if (fd < 0) return fd

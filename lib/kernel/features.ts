@@ -3,7 +3,6 @@
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
 import { readFileSync } from './files.ts'
-import { newU64 } from './uapi.ts'
 
 const { EFAULT, EINVAL, ENOSYS, ENOTTY } = constants.errno
 
@@ -38,7 +37,7 @@ export function hasLoopConfigure(fd: number): boolean {
 
 /** BLKGETDISKSEQ, since 5.15: the number that tells one attachment of a device from the next. */
 export function hasDiskSeq(fd: number): boolean {
-  return known.get('diskSeq') ?? probe('diskSeq', binding().blkGetDiskSeqSync(fd, newU64()), (answer) => answer >= 0)
+  return known.get('diskSeq') ?? probe('diskSeq', binding().blkGetDiskSeqSync(fd), (answer) => answer >= 0)
 }
 
 /**

@@ -29,6 +29,22 @@ export async function onPool<T>(start: () => Promise<T>): Promise<T> {
   }
 }
 
+/** Items that are worth a hop to the pool. */
+const LEAST = 4
+
+/**
+ * Runs `work` on all of them, in as many lists as may run at once: where there are more, a thread waits for this one to
+ * hand it the next.
+ */
+export function inBatches<Item, Result>(
+  items: readonly Item[],
+  work: (batch: readonly Item[]) => Promise<Result>,
+): Promise<Result[]> {
+  const size = Math.max(LEAST, Math.ceil(items.length / slots))
+  const starts = Array.from({ length: Math.ceil(items.length / size) }, (_, i) => i * size)
+  return Promise.all(starts.map((start) => work(items.slice(start, start + size))))
+}
+
 /** Calls that were given up and have not come back: each holds a thread. */
 let stuck = 0
 

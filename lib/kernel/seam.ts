@@ -1,10 +1,24 @@
 /** Where a test can stand between this library and the kernel: every call through the addon and node:fs passes here. */
 
 let observer: ((call: string) => void) | undefined
+let inSequences = false
 
-/** Called with the call's name before it is made. For tests. */
-export function observe(onCall: ((call: string) => void) | undefined): void {
+/**
+ * Called with the call's name before it is made; calls of a sequence are then made one by one, or with `inSequences`
+ * all told before the first of them is made, as it is without a test. For tests.
+ */
+export function observe(onCall: ((call: string) => void) | undefined, options?: { inSequences: boolean }): void {
   observer = onCall
+  inSequences = options?.inSequences ?? false
+}
+
+/** Whether somebody wants to stand between the calls of a sequence. */
+export function wantsSingleCalls(): boolean {
+  return observer !== undefined && !inSequences
+}
+
+export function tell(name: string): void {
+  observer?.(name)
 }
 
 export function observed<Values extends unknown[], Result>(
@@ -12,7 +26,7 @@ export function observed<Values extends unknown[], Result>(
   call: (...values: Values) => Result,
 ): (...values: Values) => Result {
   return (...values) => {
-    observer?.(name)
+    tell(name)
     return call(...values)
   }
 }

@@ -14,7 +14,9 @@ import {
   statSync,
   writeAt,
 } from './files.ts'
-import { little } from './uapi.ts'
+import { inBatches } from './pool.ts'
+import { Sequence, type Step } from './sequence.ts'
+import { decodeStat, encodePath, little, newStat } from './uapi.ts'
 
 const { EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM } = constants.errno
 const BLOCK = '/sys/block'
@@ -66,24 +68,11 @@ export async function announce(number: number): Promise<void> {
 type Found = (DeviceFiles | undefined)[] | number
 
 /**
- * Calls at once: as many as may run in libuv's pool of four. Where there are more than run, a thread waits for this one
- * to hand it the next.
- */
-const CALLS = 2
-
-/** Directories that are worth a call of their own. */
-const LEAST = 4
-
-/**
  * The files of devices, in the order of the numbers, each read once; undefined: there is no such device, or it is free
  * and `free` is false.
  */
 export async function readDevices(numbers: readonly number[], free: boolean): Promise<Found> {
-  const size = Math.max(LEAST, Math.ceil(numbers.length / CALLS))
-  const batches = Array.from({ length: Math.ceil(numbers.length / size) }, (_, i) =>
-    numbers.slice(i * size, (i + 1) * size),
-  )
-  const found = await Promise.all(batches.map((batch) => readBatch(batch, free)))
+  const found = await inBatches(numbers, (batch) => readBatch(batch, free))
   return (
     found.find((each) => typeof each === 'number') ?? found.flatMap((each) => (typeof each === 'number' ? [] : each))
   )
@@ -252,6 +241,12 @@ function readPartition(directory: string, name: string): KnownPartition | [] {
 /** Links of the directory of a device without partitions, attached and free: every directory in it is one. */
 const links = new Map<boolean, bigint>()
 
+/** Links of the directory of a device without partitions; undefined where none such has been seen yet. */
+export function linksWithoutPartitions(of: 'attached' | 'free'): number | undefined {
+  const known = links.get(of === 'attached')
+  return known === undefined ? undefined : Number(known)
+}
+
 /** Whether the device has partitions: to be asked at every attach and detach, so mostly by two stat(). */
 export function hasPartitions(number: number): boolean {
   const directory = statSync(deviceDirectory(number))
@@ -339,9 +334,11 @@ export function readBackingFileSync(number: number): string | undefined {
 
 /** How many virtual block devices the kernel has: grows by one where a loop device is made. */
 export function countBlockDevices(): number {
-  const directory = statSync('/sys/devices/virtual/block')
-  return typeof directory === 'number' ? 0 : Number(directory.nlink)
+  const bytes = newStat()
+  return binding().statxPathSync(VIRTUAL, bytes) < 0 ? 0 : decodeStat(bytes).links
 }
+
+const VIRTUAL = encodePath('/sys/devices/virtual/block')
 
 function deviceDirectory(number: number): string {
   return `${BLOCK}/loop${number}`
@@ -358,6 +355,48 @@ function optionalText(path: string): string | undefined {
 function optionalNumber(value: Buffer | number): number | undefined {
   const digits = text(value)
   return digits === undefined ? undefined : Number(digits)
+}
+
+/**
+ * The paths of the backing files of those that are attached, null where one is too long to be shown; or the negative
+ * errno.
+ */
+export async function readBackingFiles(numbers: readonly number[]): Promise<Map<number, string | null> | number> {
+  const read = (await inBatches(numbers, readBackingFileBatch)).flat()
+  const lacking = read.find(({ length }) => LACKING.has(length.answer ?? 0))
+  if (lacking?.length.answer !== undefined) return lacking.length.answer
+  const found = new Map<number, string | null>()
+  for (const { number, bytes, length } of read) {
+    const path = decodeBackingFile(bytes, length.answer)
+    if (path !== undefined) found.set(number, path)
+  }
+  return found
+}
+
+async function readBackingFileBatch(
+  numbers: readonly number[],
+): Promise<{ number: number; bytes: Buffer; length: Step }[]> {
+  const sequence = new Sequence()
+  const read = numbers.map((number) => {
+    const bytes = newAttribute()
+    return { number, bytes, length: sequence.try('sysfsBackingFile', number, bytes) }
+  })
+  await sequence.run()
+  return read
+}
+
+/** An attribute of a device, as the addon reads it. */
+export function newAttribute(): Buffer {
+  return Buffer.alloc(4096)
+}
+
+/** Of the attribute and its length: undefined where it could not be read, null where it is too long to be shown. */
+export function decodeBackingFile(bytes: Buffer, length: number | undefined): string | null | undefined {
+  if (length === -ENAMETOOLONG) return null
+  // As long as there is room for: there may be more.
+  return length === undefined || length < 0 || length === bytes.length
+    ? undefined
+    : (backingFileOf(bytes.subarray(0, length)) ?? undefined)
 }
 
 /** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */

@@ -10,6 +10,9 @@ export const LO_FLAGS_DIRECT_IO = 16
 /** LO_NAME_SIZE less the terminating zero: the longest `lo_file_name`, in bytes. */
 export const LO_NAME_MAX = 63
 
+/** Of the block devices that are whole loop devices, and with max_part of their partitions too. */
+export const LOOP_MAJOR = 7
+
 /** The highest loop device number: minors have 20 bits. */
 export const LOOP_NUMBER_MAX = 0xf_ffff
 
@@ -65,8 +68,6 @@ export function newInfo(): Uint8Array {
 
 export function decodeInfo(bytes: Uint8Array): LoopInfo64 {
   const data = view(bytes)
-  const name = bytes.subarray(FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
-  const end = name.indexOf(0)
   return {
     device: data.getBigUint64(DEVICE, little),
     inode: data.getBigUint64(INODE, little),
@@ -75,8 +76,14 @@ export function decodeInfo(bytes: Uint8Array): LoopInfo64 {
     sizeLimit: data.getBigUint64(SIZE_LIMIT, little),
     number: data.getUint32(NUMBER, little),
     flags: data.getUint32(FLAGS, little),
-    fileName: decoder.decode(end < 0 ? name : name.subarray(0, end)),
+    fileName: bytes[FILE_NAME] === 0 ? '' : decodeFileName(bytes),
   }
+}
+
+function decodeFileName(bytes: Uint8Array): string {
+  const name = bytes.subarray(FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
+  const end = name.indexOf(0)
+  return decoder.decode(end < 0 ? name : name.subarray(0, end))
 }
 
 /** Writes the named fields into `bytes` and leaves every other bit of the struct as it is. */
@@ -96,24 +103,20 @@ export function patchInfo(bytes: Uint8Array, change: Partial<LoopInfo64>): Uint8
   return bytes
 }
 
-/** struct loop_config. A block size of 0 leaves the choice to the kernel. */
-export function encodeConfig(backingFd: number, blockSize: number, info: Partial<LoopInfo64>): Uint8Array {
+/** struct loop_config, but for the descriptor. A block size of 0 leaves the choice to the kernel. */
+export function encodeConfig(blockSize: number, info: Partial<LoopInfo64>): Uint8Array {
   const bytes = new Uint8Array(CONFIG_SIZE)
-  const data = view(bytes)
-  data.setUint32(0, backingFd, little)
-  data.setUint32(4, blockSize, little)
+  view(bytes).setUint32(4, blockSize, little)
   patchInfo(bytes.subarray(INFO_IN_CONFIG, INFO_IN_CONFIG + INFO_SIZE), info)
   return bytes
 }
 
-const PATH_SIZE = 32
-
-/** The path of a node of a loop device or a partition of it, as the addon takes it. */
-export function encodePath(path: string): Uint8Array {
-  const bytes = new Uint8Array(PATH_SIZE)
-  encoder.encodeInto(path, bytes.subarray(0, PATH_SIZE - 1))
-  return bytes
+/** A path as the addon takes it. */
+export function encodePath(path: string | Buffer): Uint8Array {
+  return Buffer.concat([typeof path === 'string' ? encoder.encode(path) : path, END])
 }
+
+const END = new Uint8Array(1)
 
 /** A zeroed __u64 for the kernel to fill. */
 export function newU64(): Uint8Array {
@@ -129,6 +132,12 @@ export function formatDevice(device: bigint): string {
   return `${majorOf(device)}:${minorOf(device)}`
 }
 
+/** A dev_t as stat(2) has it: {@link majorOf} and {@link minorOf} undone. */
+export function makeDevice(major: number, minor: number): bigint {
+  const [high, low] = [BigInt(major), BigInt(minor)]
+  return ((high & 0xffff_f000n) << 32n) | ((high & 0xfffn) << 8n) | ((low & 0xffff_ff00n) << 12n) | (low & 0xffn)
+}
+
 export function majorOf(device: bigint): number {
   return Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xffff_f000n))
 }
@@ -137,14 +146,25 @@ export function minorOf(device: bigint): number {
   return Number((device & 0xffn) | ((device >> 12n) & 0xffff_ff00n))
 }
 
-/** The part of struct statx that is asked for. */
+/** What is of use of struct statx. */
 export interface Stat {
   /** File type and permissions, `st_mode`. */
   mode: number
+  links: number
+  /** As `st_dev` of stat(2) has it. */
+  device: bigint
+  inode: bigint
   size: bigint
   /** `major:minor` of the device that a device node stands for. */
   rdevice: string
 }
+
+export function isRegular({ mode }: Stat): boolean {
+  return (mode & S_IFMT) === S_IFREG
+}
+
+const S_IFMT = 0o170000
+const S_IFREG = 0o100000
 
 const STATX_SIZE = 256
 
@@ -157,6 +177,9 @@ export function decodeStat(bytes: Uint8Array): Stat {
   const data = view(bytes)
   return {
     mode: data.getUint16(28, little),
+    links: data.getUint32(16, little),
+    device: makeDevice(data.getUint32(136, little), data.getUint32(140, little)),
+    inode: data.getBigUint64(32, little),
     size: data.getBigUint64(40, little),
     rdevice: `${data.getUint32(128, little)}:${data.getUint32(132, little)}`,
   }

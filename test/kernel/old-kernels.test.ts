@@ -12,6 +12,10 @@ vi.mock('../../lib/kernel/features.ts', async (original) => {
   const real = await original<typeof import('../../lib/kernel/features.ts')>()
   return {
     ...real,
+    knownFeatures: () => {
+      const { loopConfigure, diskSeq, ...others } = real.knownFeatures()
+      return { ...others, loopConfigure: has.configure && loopConfigure, diskSeq: has.diskSeq && diskSeq }
+    },
     hasLoopConfigure: (fd: number) => has.configure && real.hasLoopConfigure(fd),
     hasDiskSeq: (fd: number) => has.diskSeq && real.hasDiskSeq(fd),
     diskSeqCountsAttachments: () => has.seqPerAttachment && real.diskSeqCountsAttachments(),

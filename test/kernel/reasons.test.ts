@@ -202,7 +202,7 @@ describe('EINVAL from LOOP_CONFIGURE', () => {
     await withFile(image('image'), async (backingFd) => {
       await withFreeDevice(async (fd, number) => {
         const blockSize = 4096 * 32
-        expect(binding().loopConfigureSync(fd, encodeConfig(backingFd, blockSize, {}))).toBe(EINVAL)
+        expect(binding().loopConfigureSync(fd, backingFd, encodeConfig(blockSize, {}))).toBe(EINVAL)
         const asked = { blockSize }
         const error = explain({ call: 'LOOP_CONFIGURE', errno: EINVAL, fd, number, backingFd, asked })
         expect(error.reason).toBe('block-size')
@@ -218,9 +218,9 @@ describe('EINVAL from LOOP_CONFIGURE', () => {
     test(name, async ({ image }) => {
       await withFile(image('image'), async (backingFd) => {
         await withFreeDevice(async (fd, number) => {
-          const config = encodeConfig(backingFd, 0, {})
+          const config = encodeConfig(0, {})
           new DataView(config.buffer).setUint32(offset, value, true)
-          const errno = binding().loopConfigureSync(fd, config)
+          const errno = binding().loopConfigureSync(fd, backingFd, config)
           expect(errno).toBe(EINVAL)
           const asked = { encryption: true }
           const error = explain({ call: 'LOOP_CONFIGURE', errno, fd, number, backingFd, asked })

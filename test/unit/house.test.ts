@@ -11,7 +11,7 @@ const FLOORS: [name: string, files: RegExp][] = [
   ['face', /^(?:device|control)\.ts$/],
   [
     'workflows',
-    /^(?:attach|detach|change|list|status|open|allocate|backing|compare|configure|copy|doctor|guard|lock|migrate|overlap|partition-table|partition-types|partitions|samples|stack|trial|watch)\.ts$/,
+    /^(?:attach|attach-at-once|detach|change|list|status|open|allocate|backing|compare|configure|copy|doctor|guard|lock|migrate|overlap|partition-table|partition-types|partitions|samples|stack|trial|watch)\.ts$/,
   ],
   ['handle', /^(?:handle|errors|evidence|reasons|holders|arguments|deadline|digest)\.ts$/],
   ['kernel', /^kernel\/[^/]+\.ts$/],

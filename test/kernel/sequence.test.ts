@@ -1,0 +1,228 @@
+import { createHook } from 'node:async_hooks'
+import { closeSync, existsSync, fstatSync, mkdirSync, openSync, statSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { constants } from 'node:os'
+import { afterEach, describe, expect } from 'vitest'
+import { attach } from '../../lib/index.ts'
+import { loopGetStatus64 } from '../../lib/ioctl.ts'
+import { binding } from '../../lib/kernel/binding.ts'
+import { observe } from '../../lib/kernel/seam.ts'
+import { Sequence } from '../../lib/kernel/sequence.ts'
+import { decodeInfo, decodeStat, decodeU64, encodePath, newInfo, newStat, newU64 } from '../../lib/kernel/uapi.ts'
+import { countDescriptors, sysfs, test } from './support.ts'
+
+const MiB = 1 << 20
+const { EBADF, EINVAL, ENOENT, ENOTTY } = constants.errno
+const [O_RDONLY, O_RDWR] = [0, 2]
+
+afterEach(() => observe(undefined))
+
+const modes = [
+  ['in one hop', () => {}],
+  ['call by call', () => observe(() => {})],
+] as const
+
+describe.for(modes)('a sequence, %s,', ([, prepare]) => {
+  test('answers for each call, and fills its data', async ({ image }) => {
+    await using device = await attach(image('disk', 3 * MiB), { offset: 4096 })
+    prepare()
+    const [info, size] = [newInfo(), newU64()]
+    const sequence = new Sequence()
+    const fd = sequence.call('openLoop', device.number, O_RDONLY)
+    const status = sequence.call('loopGetStatus64', fd, info)
+    const sized = sequence.call('blkGetSize64', fd, size)
+    const blockSize = sequence.call('blkSszGet', fd)
+    const closed = sequence.call('close', fd)
+    await sequence.run()
+    expect([status, sized, blockSize, closed].map(({ answer }) => answer)).toEqual([0, 0, 512, 0])
+    expect(fd.fd).toBeGreaterThan(2)
+    expect(() => fstatSync(fd.fd)).toThrow('EBADF')
+    expect(decodeU64(size)).toBe(BigInt(3 * MiB - 4096))
+    expect(decodeInfo(info)).toEqual(await loopGetStatus64(device.fd))
+  })
+
+  test('ends at the first call that fails', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    prepare()
+    const info = newInfo()
+    const sequence = new Sequence()
+    const first = sequence.call('blkSszGet', device.fd)
+    const second = sequence.call('openLoop', 999_999, O_RDONLY)
+    const third = sequence.call('loopGetStatus64', device.fd, info)
+    await sequence.run()
+    expect([first.answer, second.answer, third.answer]).toEqual([512, -ENOENT, undefined])
+    expect(second.fd).toBe(-1)
+    expect(third.fd).toBe(-1)
+    expect(info).toEqual(newInfo())
+  })
+
+  test('ends where an answer is not the expected one, which may be an error', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    prepare()
+    const sequence = new Sequence()
+    const expected = sequence.expect(512, 'blkSszGet', device.fd)
+    const missing = sequence.expect(-ENOENT, 'openLoop', 999_999, O_RDONLY)
+    const other = sequence.expect(4096, 'blkSszGet', device.fd)
+    const after = sequence.call('blkSszGet', device.fd)
+    await sequence.run()
+    expect([expected, missing, other, after].map(({ answer }) => answer)).toEqual([512, -ENOENT, 512, undefined])
+  })
+
+  test('goes on after a call that may fail, and in its next part', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    prepare()
+    const sequence = new Sequence()
+    const tried = sequence.try('openLoop', 999_999, O_RDONLY)
+    const onNothing = sequence.call('blkSszGet', tried)
+    const skipped = sequence.call('blkSszGet', device.fd)
+    sequence.part()
+    const next = sequence.call('blkSszGet', device.fd)
+    const onSkipped = sequence.call('blkSszGet', skipped)
+    await sequence.run()
+    const answers = [tried, onNothing, skipped, next, onSkipped].map(({ answer }) => answer)
+    expect(answers).toEqual([-ENOENT, -EBADF, undefined, 512, -EBADF])
+  })
+
+  test('looks at files, and opens only regular ones', async ({ image, folder }) => {
+    const file = image('ünïcode disk', 12_345)
+    mkdirSync(`${folder}/directory`)
+    prepare()
+    const [byPath, byFd] = [newStat(), newStat()]
+    const sequence = new Sequence()
+    sequence.call('statxPath', encodePath(file), byPath)
+    const fd = sequence.call('openRegular', encodePath(Buffer.from(file)), O_RDWR)
+    sequence.call('statx', fd, byFd)
+    const closed = sequence.call('close', fd)
+    const refused = ['directory', 'not there'].map((name) =>
+      sequence.try('openRegular', encodePath(`${folder}/${name}`), O_RDONLY),
+    )
+    refused.push(sequence.try('openRegular', encodePath('/dev/null'), O_RDONLY))
+    await sequence.run()
+    const stat = statSync(file, { bigint: true })
+    expect(closed.answer).toBe(0)
+    for (const bytes of [byPath, byFd]) {
+      const { mode, device, inode, size, links } = decodeStat(bytes)
+      expect({ mode: BigInt(mode), device, inode, size, links: BigInt(links) }).toEqual({
+        mode: stat.mode,
+        device: stat.dev,
+        inode: stat.ino,
+        size: 12_345n,
+        links: stat.nlink,
+      })
+    }
+    expect(refused.map(({ answer }) => answer)).toEqual([-EINVAL, -ENOENT, -EINVAL])
+  })
+
+  test('exchanges what a descriptor is of, and vacates it, without giving its number away', async ({ image }) => {
+    await using one = await attach(image('one', MiB))
+    await using two = await attach(image('two', 2 * MiB))
+    const fd = openSync(one.path, 'r')
+    const before = countDescriptors()
+    prepare()
+    const size = newU64()
+    const sequence = new Sequence()
+    const other = sequence.call('openLoop', two.number, O_RDONLY)
+    sequence.call('dup3', other, fd)
+    sequence.call('close', other)
+    sequence.call('blkGetSize64', fd, size)
+    const vacated = sequence.call('vacate', fd)
+    const nothing = sequence.try('blkSszGet', fd)
+    await sequence.run()
+    expect(decodeU64(size)).toBe(BigInt(2 * MiB))
+    expect([vacated.answer, nothing.answer]).toEqual([fd, -ENOTTY])
+    expect(countDescriptors()).toBe(before)
+    closeSync(fd)
+  })
+})
+
+test('a tape that is not sound is a TypeError, and nothing is called', async ({ image }) => {
+  await using device = await attach(image('disk'))
+  const { sequenceRun } = createRequire(import.meta.url)('../../build/Release/loopctl.node') as {
+    sequenceRun: (...values: unknown[]) => Promise<void>
+  }
+  const rows = binding().sequenceRows
+  /** Two steps: LOOP_CLR_FD, which must not happen, and one that is changed. */
+  const tape = (name: string, change: (ints: Int32Array) => void): Uint8Array => {
+    const bytes = new Uint8Array(2 * 48 + 16)
+    const ints = new Int32Array(bytes.buffer)
+    ints.set([rows.indexOf('loopClrFd'), 0, 0, 0, device.fd])
+    ints.set([rows.findIndex((row) => row === name), 0, 0, 0, device.fd], 12)
+    change(ints)
+    return bytes
+  }
+  const wrong: [string, ...unknown[]][] = [
+    ['no arguments'],
+    ['no tape', 1],
+    ['no number', '1', new Uint8Array(48)],
+    ['another array', 1, new Uint16Array(48)],
+    ['more steps than there is room for', 3, tape('blkSszGet', () => {})],
+    ['a call that does not exist', 2, tape('blkSszGet', (ints) => (ints[12] = rows.length))],
+    ['a call of a negative number', 2, tape('blkSszGet', (ints) => (ints[12] = -1))],
+    ['the answer of itself', 2, tape('blkSszGet', (ints) => ints.set([1, 0, 1], 14))],
+    ['the answer of a negative step', 2, tape('blkSszGet', (ints) => ints.set([1, 0, -1], 14))],
+    ['data beyond the end', 2, tape('blkGetSize64', (ints) => (ints[17] = 2 * 48 + 9))],
+    ['data far beyond the end', 2, tape('blkGetSize64', (ints) => (ints[17] = 2 ** 31 - 1))],
+    ['data before the beginning', 2, tape('blkGetSize64', (ints) => (ints[17] = -8))],
+    ['a path without an end', 2, tape('open', (ints) => ints.set([2 * 48], 16) ?? ints.fill(-1, 24))],
+    ['a bigint', 2, tape('lseekData', () => {})],
+  ]
+  for (const [name, ...values] of wrong) expect(() => sequenceRun(...values), name).toThrow(TypeError)
+  expect(sysfs(device.number, 'loop/autoclear')).toBe('1')
+  expect((await device.status()).attached).toBe(true)
+})
+
+/** How often the thread pool is asked for something, by whom. */
+async function countHops(operation: () => Promise<unknown>): Promise<string[]> {
+  const hops: string[] = []
+  const hook = createHook({
+    init: (_id, type) => {
+      if (['loopctl', 'FSREQCALLBACK', 'FSREQPROMISE'].includes(type)) hops.push(type)
+    },
+  }).enable()
+  try {
+    await operation()
+  } finally {
+    hook.disable()
+  }
+  return hops
+}
+
+describe('one hop to the pool is enough', () => {
+  test('for attach, for status and for detach, once the kernel is known', async ({ image }) => {
+    const file = image('disk')
+    // the first one finds out what the kernel can do
+    await (await attach(file)).detach()
+    let device = await attach(file)
+    await device.detach()
+    expect(await countHops(async () => (device = await attach(file)))).toEqual(['loopctl'])
+    expect(await countHops(async () => device.status())).toEqual(['loopctl'])
+    expect(await countHops(async () => device.detach())).toEqual(['loopctl'])
+    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+  })
+
+  test('for a disposal', async ({ image }) => {
+    const file = image('disk')
+    await (await attach(file)).detach()
+    const device = await attach(file)
+    expect(await countHops(async () => device[Symbol.asyncDispose]())).toEqual(['loopctl'])
+    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+  })
+})
+
+test('detachSync() at any moment of a detach in one hop neither misses nor hits another device', async ({ image }) => {
+  await using bystander = await attach(image('bystander'))
+  const file = image('disk')
+  const before = countDescriptors()
+  for (let round = 0; round < 200; round++) {
+    const device = await attach(file, { autoclear: false })
+    const detaching = device.detach().catch((error: unknown) => error)
+    const until = performance.now() + (round % 40) / 100
+    while (performance.now() < until);
+    expect(['detached', 'deferred']).toContain(device.detachSync())
+    const outcome = await detaching
+    expect(outcome === 'detached' || (outcome as { reason?: string }).reason === 'closed', String(outcome)).toBe(true)
+    expect(existsSync(`/sys/block/loop${device.number}/loop`), `round ${round}`).toBe(false)
+    expect(sysfs(bystander.number, 'loop/backing_file')).toMatch(/bystander$/)
+  }
+  expect(countDescriptors()).toBe(before)
+})
