@@ -177,15 +177,29 @@ static int list(const char* file) {
   return count;
 }
 
-static void read_one(int number) {
-  char name[32], path[4096];
-  snprintf(name, sizeof name, "loop%d", number);
-  int block = must(open("/sys/block", O_RDONLY | O_DIRECTORY | O_CLOEXEC), "/sys/block");
-  if (!read_device(block, name, path)) must(-1, "sysfs");
-  close(block);
+/* The calls of loopctl's status(). */
+static void look(int device, int number) {
+  char name[64], path[4096];
+  unsigned long long size;
+  int value;
+  get_status(device);
+  ioctl(device, BLKGETSIZE64, &size);
+  ioctl(device, BLKSSZGET, &value);
+  ioctl(device, BLKROGET, &value);
+  snprintf(name, sizeof name, "/sys/block/loop%d/loop/backing_file", number);
+  if (slurp(AT_FDCWD, name, path, sizeof path) <= 0) must(-1, name);
+  get_diskseq(device);
 }
 
 /* ── with loopctl's care ── */
+
+/* Whether the device has partitions shows in the links of its directory. */
+static void count_links(int number) {
+  char path[64];
+  struct stat directory;
+  snprintf(path, sizeof path, "/sys/block/loop%d", number);
+  must(stat(path, &directory), path);
+}
 
 /*
  * The calls of loopctl's attach(), status() and detach(): under the lock of loop-control, with a lease to
@@ -194,39 +208,43 @@ static void read_one(int number) {
  */
 static void careful(const struct wish* wish) {
   struct loop_info64 info;
+  struct stat before, opened;
   unsigned long long size;
   int read_only;
-  int file = must(open(wish->file, O_RDWR | O_CLOEXEC), wish->file);
+  must(stat(wish->file, &before), wish->file);
+  int file = must(open(wish->file, O_RDWR | O_NONBLOCK | O_CLOEXEC), wish->file);
+  must(fstat(file, &opened), wish->file);
+  fcntl(file, F_SETFL, 0);
   int lock = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "/dev/loop-control");
   must(flock(lock, LOCK_EX), "flock");
   fcntl(file, F_SETSIG, SIGURG);
   if (fcntl(file, F_SETLEASE, F_WRLCK) == 0) fcntl(file, F_SETLEASE, F_UNLCK);
   int number = must(ioctl(lock, LOOP_CTL_GET_FREE), "LOOP_CTL_GET_FREE");
+  count_links(number);
   int writable = must(open_device(number, O_RDWR), "open loop device");
   get_diskseq(writable);
   must(configure(writable, file, wish), "LOOP_CONFIGURE");
-  flock(lock, LOCK_UN);
+  close(lock);
   get_diskseq(writable);
   get_status(writable);
   ioctl(writable, BLKGETSIZE64, &size);
   ioctl(writable, BLKROGET, &read_only);
   int device = must(open_device(number, O_RDONLY), "open loop device");
-  get_diskseq(device);
   close(writable);
-  close(lock);
   close(file);
 
-  get_status(device);
-  get_diskseq(device);
-  read_one(number);
+  look(device, number);
 
-  get_status(device);
   get_diskseq(device);
+  get_status(device);
+  count_links(number);
   int exclusive = must(open_device(number, O_RDONLY | O_EXCL), "open loop device exclusively");
+  must(fsync(device), "fsync");
   close(device);
   must(ioctl(exclusive, LOOP_CLR_FD), "LOOP_CLR_FD");
   if (ioctl(exclusive, LOOP_GET_STATUS64, &info) == 0 || errno != ENXIO) must(-1, "still attached");
   close(exclusive);
+  count_links(number);
 }
 
 /* ── many ── */
@@ -329,9 +347,9 @@ int main(void) {
         struct wish wish = {.file = strsep(&rest, " ")};
         TIME(careful(&wish))
       } else if (!strcmp(command, "status")) {
-        int number = (int)number_of(&rest), with_sysfs = (int)number_of(&rest);
+        int number = (int)number_of(&rest), whole = (int)number_of(&rest);
         int device = must(open_device(number, O_RDONLY), "open loop device");
-        TIME(get_status(device); if (with_sysfs) read_one(number))
+        TIME(if (whole) look(device, number); else get_status(device))
         close(device);
       } else if (!strcmp(command, "list")) {
         TIME(list(NULL))

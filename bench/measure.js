@@ -94,15 +94,15 @@ export class Results {
 
 /**
  * Every contestant once a round, each the first in turn: what the machine does besides hits all of them alike. The
- * first round warms up and is not counted.
+ * first rounds warm up and are not counted: V8 compiles what runs often.
  *
  * @param {Record<string, () => readonly number[] | Promise<readonly number[]>>} contestants
- * @param {{ rounds: number, signal: AbortSignal, warmUp?: boolean }} how
+ * @param {{ rounds: number, signal: AbortSignal, warmUp?: number }} how
  * @param {(who: string, samples: readonly number[]) => void} onSamples
  */
-export async function takeTurns(contestants, { rounds, signal, warmUp = true }, onSamples) {
+export async function takeTurns(contestants, { rounds, signal, warmUp = 5 }, onSamples) {
   const all = Object.entries(contestants)
-  for (let round = warmUp ? -1 : 0; round < rounds; round++) {
+  for (let round = -warmUp; round < rounds; round++) {
     for (let i = 0; i < all.length; i++) {
       const [who, run] = all[(i + round + 1) % all.length] ?? []
       if (who === undefined || run === undefined) continue

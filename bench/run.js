@@ -20,6 +20,8 @@ import { start } from './scenarios/start.js'
 import { Workshop } from './workshop.js'
 
 const SCENARIOS = {
+  // Before there are the devices of the others, which the command would look at.
+  start,
   attach: attachStatusDetach,
   options: attachWithOptions,
   status,
@@ -29,7 +31,6 @@ const SCENARIOS = {
   contention,
   change: changeBackingFile,
   migrate,
-  start,
 }
 
 /**
@@ -80,7 +81,11 @@ async function run(names, rounds, devices, signal) {
           const row = results.row(name, comparisons)
           // The order of the table is not that of the turns.
           for (const who of Object.keys(contestants)) row.add(who, [])
-          await takeTurns(contestants, { rounds: bench.rounds(share), signal, warmUp: share === undefined }, row.add)
+          await takeTurns(
+            contestants,
+            { rounds: bench.rounds(share), signal, warmUp: share === undefined ? 5 : 0 },
+            row.add,
+          )
         },
       }
       for (const name of names) {

@@ -46,9 +46,10 @@ const operations = {
   async contend({ file, rounds }) {
     let tries = 0
     let slowest = 0
-    observe((call) => {
+    const count = (/** @type {string} */ call) => {
       if (call === 'loopConfigure') tries++
-    })
+    }
+    observe(count, { inSequences: true })
     for (let round = 0; round < rounds; round++) {
       const start = performance.now()
       const device = await attach(file, { timeout: 60_000 })

@@ -18,6 +18,9 @@ const PATIENCE = 250
 /** The same while devices come and go, which the kernel counts. */
 const MOST_PATIENCE = 2_000
 
+/** The attempt after which pauses get no longer: with all in long ones the lock is free and nobody there. */
+const LONGEST = 5
+
 export interface ControlLock {
   /** False: somebody else may attach at the same time. */
   readonly held: boolean
@@ -118,7 +121,7 @@ async function lockFile(control: number, deadline: Deadline): Promise<boolean> {
       stuck = count === seen || now - start > MOST_PATIENCE
       ;[seen, since] = [count, now]
     }
-    if (stuck || !(await deadline.pause(backoff(attempt)))) return false
+    if (stuck || !(await deadline.pause(backoff(Math.min(attempt, LONGEST))))) return false
   }
   stuck = false
   return true

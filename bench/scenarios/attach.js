@@ -126,14 +126,14 @@ export async function status({ workshop, baseline, turns }) {
       'status',
       {
         'C, ioctl': () => baseline.ask('status', MANY, device.number, 0),
-        'C, ioctl and sysfs': () => baseline.ask('status', BATCH, device.number, 1),
+        'C, careful': () => baseline.ask('status', BATCH, device.number, 1),
         'loopctl/ioctl, sync': () => time(MANY, () => ioctl.loopGetStatus64Sync(device.fd)),
         'loopctl': () => time(BATCH, () => device.status()),
         'losetup': () => time(FEW, () => execFileSync('losetup', ['--list', device.path])),
       },
       [
         { of: 'loopctl/ioctl, sync', to: 'C, ioctl' },
-        { of: 'loopctl', to: 'C, ioctl and sysfs' },
+        { of: 'loopctl', to: 'C, careful' },
         { of: 'losetup', to: 'loopctl' },
       ],
     )

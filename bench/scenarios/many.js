@@ -109,7 +109,7 @@ export async function contention({ workshop, baseline, results, devices, rounds,
     }
     await takeTurns(
       contestants,
-      { rounds: rounds(0.3), signal, warmUp: false },
+      { rounds: rounds(0.3), signal, warmUp: 0 },
       (who, [attaches = 0, tries = 0, worst = 0]) => {
         const each = who === 'losetup' ? FEW : ATTACHES
         perSecond.add(who, [attaches])

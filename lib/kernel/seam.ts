@@ -4,8 +4,8 @@ let observer: ((call: string) => void) | undefined
 let inSequences = false
 
 /**
- * Called with the call's name before it is made; calls of a sequence are then made one by one, or with `inSequences`
- * all told before the first of them is made, as it is without a test. For tests.
+ * Called with the call's name before it is made. Calls of a sequence are then made one by one; with `inSequences` they
+ * are made as without a test, and told when they have been. For tests.
  */
 export function observe(onCall: ((call: string) => void) | undefined, options?: { inSequences: boolean }): void {
   observer = onCall

@@ -81,7 +81,6 @@ export class Sequence {
   async run(): Promise<void> {
     // Deno's fs knows no descriptor that it has not opened.
     if (wantsSingleCalls() || process.versions['deno'] !== undefined) return this.#runSingly()
-    for (const { name } of this.#planned) tell(name)
     const tape = this.#encode()
     await binding().sequenceRun(this.#planned.length, tape)
     this.#decode(tape)
@@ -120,9 +119,12 @@ export class Sequence {
   #decode(tape: Uint8Array): void {
     const doubles = new Float64Array(tape.buffer)
     let at = this.#planned.length * STEP_SIZE
-    for (const [i, { values, step }] of this.#planned.entries()) {
+    for (const [i, { name, values, step }] of this.#planned.entries()) {
       const answer = doubles[i * DOUBLES + ANSWER] ?? Number.NaN
-      if (!Number.isNaN(answer)) step.answer = answer
+      if (!Number.isNaN(answer)) {
+        step.answer = answer
+        tell(name)
+      }
       for (const value of values) {
         if (!(value instanceof Uint8Array)) continue
         value.set(tape.subarray(at, at + value.length))

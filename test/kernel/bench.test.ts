@@ -26,7 +26,7 @@ describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm 
     const results = join(folder, 'results.json')
     const disk = join(folder, 'disk')
     mkdirSync(disk)
-    const scenarios = ['attach', 'options', 'status', 'list', 'detach', 'remove', 'contention', 'change', 'start']
+    const scenarios = ['start', 'attach', 'options', 'status', 'list', 'detach', 'remove', 'contention', 'change']
     const words = ['--rounds', '1', '--devices', '2', '--json', results]
     for (const name of scenarios) words.push('--only', name)
     const run = promisify(execFile)
