@@ -18,7 +18,7 @@ import {
 } from './arguments.ts'
 import { attachOpenAtOnce, attachPathAtOnce, canAttachAtOnce, type Order, type Outcome } from './attach-at-once.ts'
 import { type Backing, openBacking } from './backing.ts'
-import { configure, type Settings, verify } from './configure.ts'
+import { configure, type Settings, type Target, verify } from './configure.ts'
 import { backoff, checkDeadline, Deadline } from './deadline.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from './errors.ts'
 import { visibleSize } from './evidence.ts'
@@ -93,7 +93,10 @@ export interface AttachOptions {
   swappable?: boolean | undefined
   /** Gives up, undoes what had been done, and rejects with the signal's reason. */
   signal?: AbortSignal | undefined
-  /** Milliseconds for the whole of it; 0: one try. Default 10 000. */
+  /**
+   * Milliseconds for the whole of it; 0: one try. Default 10 000. A call of the kernel that takes longer is not cut
+   * short, and what it has attached by then is kept.
+   */
   timeout?: number | undefined
 }
 
@@ -283,8 +286,13 @@ class Attachment {
   async #attachAtOnce(attach: (order: Order) => Promise<Outcome>): Promise<Handle | undefined> {
     const { number: wanted, createNode } = this.#wanted
     const [before, since] = [sysfs.countBlockDevices(), Date.now()]
-    const { number, attached } = await attach({ number: wanted, settings: this.#settings })
-    if (wanted === undefined && number !== undefined) this.#noteIfMade(number, before, since)
+    const { number, attached, configured } = await attach({ number: wanted, settings: this.#settings })
+    if (number === undefined) return undefined
+    if (wanted === undefined) this.#noteIfMade(number, before, since)
+    if (configured !== undefined) {
+      const target = { number, fd: configured, backing: this.#backing, settings: this.#settings }
+      return this.#complete(target, false)
+    }
     if (attached === undefined) return undefined
     const { fd, info, diskSeq } = attached
     const handle = new Handle(info.number, fd, { owned: true, backing: info, createNode, diskSeq })
@@ -316,7 +324,7 @@ class Attachment {
       if ((lock.held || this.#wanted.overlap === 'allow') && this.#canDoAtOnce() && !this.#deadline.isOver) {
         const handle = await this.#attachAtOnce(async (order) => {
           const outcome = await attachOpenAtOnce(this.#control, this.#backing, order)
-          if (outcome.attached) lock.release()
+          if (outcome.attached ?? outcome.configured) lock.release()
           return outcome
         })
         if (handle) return handle
@@ -465,6 +473,7 @@ class Attachment {
     for (const [number, device] of this.#nodes) if (!sysfs.isBound(number)) removeNode(devicePath(number), device)
     for (const number of this.#made) {
       try {
+        await this.#openControl()
         // Whoever looks at every device has it open for a moment.
         await removeDevice(this.#control, number, new Deadline(250))
       } catch {
@@ -478,7 +487,7 @@ class Attachment {
     const fd = await this.#openDevice(number, this.#settings.readOnly ? O_RDONLY : O_RDWR)
     if (fd < 0) return this.#classify({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
     const target = { number, fd, backing: this.#backing, settings: this.#settings }
-    let attached = false
+    let isOurs = true
     try {
       await this.#assertInTime(number)
       const diskSeq = readDiskSeq(fd)
@@ -486,17 +495,27 @@ class Attachment {
       if (busy) return await this.#avoid({ ...busy, fd }, busy.call === 'open' ? 'open device' : 'BLKPG delete')
       const failure = await configure(target, this.#deadline)
       if (failure) return await this.#classify(failure)
-      attached = true
+      isOurs = false
       lock.release()
-      this.#deadline.throwIfAborted()
       observeDiskSeq(diskSeq, readDiskSeq(fd))
-      if (!lock.held && this.#wanted.overlap !== 'allow') await this.#giveWay(fd, number)
+      return await this.#complete(target, !lock.held && this.#wanted.overlap !== 'allow')
+    } finally {
+      if (isOurs) await close(fd)
+    }
+  }
+
+  /** From what LOOP_CONFIGURE has attached to a handle, or undone. `isRace`: another may have been attached as well. */
+  async #complete(target: Target, isRace: boolean): Promise<Handle> {
+    const { number, fd } = target
+    try {
+      this.#deadline.throwIfAborted()
+      if (isRace) await this.#giveWay(fd, number)
       const info = await verify(target)
       this.#deadline.throwIfAborted()
       return await this.#makeHandle(number, info)
     } catch (error) {
-      // Only what was attached here: otherwise this would detach the winner of the race.
-      if (attached) await binding().loopClrFd(fd)
+      // Attached here: after a failed LOOP_CONFIGURE this would detach the winner of the race.
+      await binding().loopClrFd(fd)
       throw error
     } finally {
       await close(fd)
@@ -564,6 +583,7 @@ class Attachment {
     } catch (error) {
       // Of a device that goes all of them, whoever added them: they would stay on it.
       await removePresent(handle, handle.owned ? sysfs.readPartitions(handle.number) : added)
+      if (handle.owned) await binding().loopClrFd(handle.descriptor)
       await handle.close()
       throw error
     }

@@ -105,7 +105,7 @@ export async function verify(target: Target): Promise<LoopInfo64> {
   return info
 }
 
-function compareInfo({ number, backing, settings }: Target, info: LoopInfo64): void {
+export function compareInfo({ number, backing, settings }: Omit<Target, 'fd'>, info: LoopInfo64): void {
   const where = { path: devicePath(number), backingFile: backing.path, ioctl: 'LOOP_GET_STATUS64' }
   if (info.device !== backing.device || info.inode !== backing.inode) {
     throw refusal('unknown', 'ioctl', 'the kernel attached another file: was the descriptor closed?', where)

@@ -11,14 +11,14 @@ import { binding } from './kernel/binding.ts'
 import { openDevice } from './kernel/devnode.ts'
 import { canAdministrate } from './kernel/process.ts'
 import { close, fsync, fsyncSync, O_EXCL, O_RDONLY, O_RDWR } from './kernel/files.ts'
-import { Sequence } from './kernel/sequence.ts'
+import { Sequence, type Step } from './kernel/sequence.ts'
 import * as sysfs from './kernel/sysfs.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY, newInfo, patchInfo } from './kernel/uapi.ts'
 import { removeNodesOfGone, removeUnused, removeUnusedSync } from './partitions.ts'
 import { explain } from './reasons.ts'
 import { findSwappableLower } from './stack.ts'
 
-const { EACCES, EBUSY, ENXIO, EPERM } = constants.errno
+const { EACCES, EBADF, EBUSY, ENOTTY, ENXIO, EPERM } = constants.errno
 
 export interface DetachOptions {
   /** Hand the device to the kernel, which detaches it when its last user closes it. Default false. */
@@ -114,12 +114,12 @@ async function afterRequest(handle: Handle, { requested, autoclear }: Request): 
  */
 async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request | undefined> {
   const { number, descriptor } = handle
-  const sequence = new Sequence()
+  const sequence = new Sequence({ leavesOpen: true })
   const flags = expectUntouched(handle, sequence)
   if (flags === undefined) return undefined
   const autoclear = (flags & LO_FLAGS_AUTOCLEAR) !== 0
   const exclusive = sequence.call('openLoop', number, (autoclear ? O_RDONLY : O_RDWR) | O_EXCL)
-  if ((flags & LO_FLAGS_READ_ONLY) === 0) sequence.call('fsync', descriptor)
+  const flushed = (flags & LO_FLAGS_READ_ONLY) === 0 ? sequence.call('fsync', descriptor) : undefined
   const replaced = sequence.call('dup3', exclusive, descriptor)
   sequence.call('close', exclusive)
   const requested = sequence.call('loopClrFd', descriptor)
@@ -128,7 +128,7 @@ async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request
   const links = sequence.try('sysfsLinks', number)
   await sequence.run()
   if (vacated.answer !== undefined) {
-    handle.closeVacated()
+    await handle.closeAfter(vacated.fd >= 0)
     return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
   }
   if (requested.answer === -ENXIO) {
@@ -136,8 +136,14 @@ async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request
     return 'going'
   }
   if (requested.answer !== undefined) return { requested: requested.answer, autoclear }
-  if (exclusive.fd >= 0 && replaced.answer === undefined) await close(exclusive.fd)
+  if (exclusive.fd >= 0 && replaced.fd < 0) await close(exclusive.fd)
+  assertFlushed(handle, flushed)
   return undefined
+}
+
+/** The kernel tells of a failed write once: a second fsync(2) would succeed. */
+function assertFlushed(handle: Handle, flushed: Step | undefined): void {
+  if (flushed?.answer !== undefined && flushed.answer < 0) throw handle.explain('fsync', flushed.answer)
 }
 
 /** The same attachment, as it was last seen, without partitions. Its flags; undefined: it cannot be told. */
@@ -213,13 +219,14 @@ async function requestLazilyAtOnce(handle: Handle): Promise<'gone' | 'going' | u
   const sequence = new Sequence()
   const flags = expectUntouched(handle, sequence)
   if (flags === undefined) return undefined
-  if ((flags & LO_FLAGS_READ_ONLY) === 0) sequence.call('fsync', descriptor)
+  const flushed = (flags & LO_FLAGS_READ_ONLY) === 0 ? sequence.call('fsync', descriptor) : undefined
   sequence.call('loopClrFd', descriptor)
   const vacated = sequence.try('vacate', descriptor)
   const links = sequence.try('sysfsLinks', number)
   await sequence.run()
+  assertFlushed(handle, flushed)
   if (vacated.answer === undefined) return undefined
-  handle.closeVacated()
+  await handle.closeAfter(vacated.fd >= 0)
   return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
 }
 
@@ -230,17 +237,17 @@ export function detachSync(handle: Handle): DetachResult {
   try {
     partitions = requestDetachSync(handle)
   } catch (error) {
-    // A detach in flight has asked for it already.
-    if (!handle.isRunning || !isGone(error)) throw error
+    // A detach in flight has asked for it already, and may have let go of it between our calls.
+    if (!handle.isRunning || !isGone(handle)) throw error
   }
   const closed = handle.closeSync()
   removeNodesOfGone(handle.number, partitions)
   return closed && !isStillAttached(handle) ? 'detached' : 'deferred'
 }
 
-/** Also where the descriptor has been vacated, and is that of no loop device any more. */
-function isGone(error: unknown): boolean {
-  return LoopError.is(error) && ['not-attached', 'detaching', 'not-a-loop-device'].includes(error.reason)
+/** Not attached any more; ENOTTY where the descriptor has been vacated. */
+function isGone({ descriptor }: Handle): boolean {
+  return [-ENXIO, -ENOTTY, -EBADF].includes(binding().loopGetFlagsSync(descriptor))
 }
 
 /** K3, up to 7.1: what was added with BLKPG outlives the detach. What the kernel found itself it removes itself. */

@@ -27,12 +27,12 @@ import {
   LO_FLAGS_PARTSCAN,
   type LoopInfo64,
   newInfo,
+  LOOP_MAJOR,
   newStat,
   type Stat,
 } from './kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
-const LOOP_MAJOR = 7
 /** The longest that the diagnosis of a failure may take. */
 export const DIAGNOSIS_MS = 50
 

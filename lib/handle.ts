@@ -268,8 +268,9 @@ export class Handle {
     await this.#drop()
   }
 
-  /** {@link closeNow} where the descriptor has been vacated: nothing is left that could take long. */
-  closeVacated(): void {
+  /** {@link closeNow}; `vacated`: nothing is left of the descriptor that could take long. */
+  async closeAfter(vacated: boolean): Promise<void> {
+    if (!vacated) return this.closeNow()
     this.#closed = true
     this.#closing ??= Promise.resolve()
     closeSync(this.#take())

@@ -9,9 +9,9 @@ import { backoff, type Deadline } from './deadline.ts'
 import { binding } from './kernel/binding.ts'
 import * as sysfs from './kernel/sysfs.ts'
 
-const LOCK_EX = 2
-const LOCK_NB = 4
-const LOCK_UN = 8
+export const LOCK_EX = 2
+export const LOCK_NB = 4
+export const LOCK_UN = 8
 
 /** How long to wait for somebody who does not get on, in milliseconds; then the work goes on without the lock. */
 const PATIENCE = 250

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <linux/nsfs.h>
-#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -25,7 +24,7 @@ constexpr unsigned kLoopMajor = 7;
 constexpr unsigned kMiscMajor = 10;
 constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/2147483647
 constexpr std::size_t kSysfsPathSize = 64;
-constexpr std::size_t kAttributeSize = 4096;  // the most that an attribute shows, on any page size
+constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
 constexpr unsigned kLoopControlMinor = 237;
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -196,7 +195,11 @@ long OpenRegular(Arguments& a) {
   struct stat st{};
   if (::stat(a.Path(0), &st) != 0) return -errno;
   if (!S_ISREG(st.st_mode)) return -EINVAL;
-  return Answer(::open(a.Path(0), a.Int(1) | O_NONBLOCK | O_CLOEXEC));
+  const int fd = ::open(a.Path(0), a.Int(1) | O_NONBLOCK | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  if (::fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) return fd;
+  ::close(fd);
+  return -EINVAL;
 }
 // /dev/loopN, where that is the node of the device, and no link: looked at before too, for the same reasons.
 long OpenLoop(Arguments& a) {
@@ -214,9 +217,10 @@ long OpenLoop(Arguments& a) {
 }
 // The file of one descriptor becomes that of the other too, whose own is closed.
 long Dup3(Arguments& a) { return Answer(::dup3(a.Int(0), a.Int(1), O_CLOEXEC)); }
-// Closes the file and keeps the number, so that nobody else in the process gets it before it is let go.
+// Closes the file and keeps the number, so that nobody else in the process gets it before it is let go. By
+// what takes its place nothing can be read, or waited for.
 long Vacate(Arguments& a) {
-  const int nothing = ::eventfd(0, EFD_CLOEXEC);
+  const int nothing = ::open("/", O_PATH | O_CLOEXEC);
   if (nothing < 0) return -errno;
   const long answer = Answer(::dup3(nothing, a.Int(0), O_CLOEXEC));
   ::close(nothing);

@@ -1,6 +1,7 @@
 #include "sequence.h"
 
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -73,7 +74,7 @@ bool IsSound(std::size_t count, const Tape& tape) {
 // -1, which no call takes for a descriptor, where that step was not reached or failed.
 int AnswerOf(const Tape& tape, std::int32_t index) {
   const double answer = ReadStep(tape, static_cast<std::size_t>(index)).answer;
-  return answer >= 0 ? static_cast<int>(answer) : -1;
+  return answer >= 0 && answer <= std::numeric_limits<int>::max() ? static_cast<int>(answer) : -1;
 }
 
 long Make(const Call& call, const Step& step, Tape& tape) {

@@ -47,8 +47,14 @@ const [EXPECTED, ANSWER] = [4, 5]
 
 /** Data that calls fill is filled when the sequence has run. */
 export class Sequence {
+  readonly #leavesOpen: boolean
   readonly #planned: Planned[] = []
   #newPart = 0
+
+  /** `leavesOpen`: what it opens it may leave open. */
+  constructor({ leavesOpen = false }: { leavesOpen?: boolean } = {}) {
+    this.#leavesOpen = leavesOpen
+  }
 
   /** The sequence ends here if the call fails. */
   call<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step {
@@ -79,8 +85,7 @@ export class Sequence {
 
   /** To be called once. */
   async run(): Promise<void> {
-    // Deno's fs knows no descriptor that it has not opened.
-    if (wantsSingleCalls() || process.versions['deno'] !== undefined) return this.#runSingly()
+    if (wantsSingleCalls() || (this.#leavesOpen && mustKnowDescriptors())) return this.#runSingly()
     const tape = this.#encode()
     await binding().sequenceRun(this.#planned.length, tape)
     this.#decode(tape)
@@ -144,6 +149,14 @@ export class Sequence {
       goesOn = kind === ALWAYS || (kind === IF_EXPECTED ? answer === expected : answer >= 0)
     }
   }
+}
+
+/**
+ * Whether descriptors have to be opened by node:fs: it closes those of a worker thread when that ends, and Deno's cannot
+ * close any others.
+ */
+function mustKnowDescriptors(): boolean {
+  return process.versions['deno'] !== undefined || !process.getBuiltinModule('node:worker_threads').isMainThread
 }
 
 let rows: ReadonlyMap<string, number> | undefined

@@ -367,7 +367,7 @@ export async function readBackingFiles(numbers: readonly number[]): Promise<Map<
   if (lacking?.length.answer !== undefined) return lacking.length.answer
   const found = new Map<number, string | null>()
   for (const { number, bytes, length } of read) {
-    const path = decodeBackingFile(bytes, length.answer)
+    const path = length.answer === bytes.length ? null : decodeBackingFile(bytes, length.answer)
     if (path !== undefined) found.set(number, path)
   }
   return found

@@ -159,13 +159,6 @@ export interface Stat {
   rdevice: string
 }
 
-export function isRegular({ mode }: Stat): boolean {
-  return (mode & S_IFMT) === S_IFREG
-}
-
-const S_IFMT = 0o170000
-const S_IFREG = 0o100000
-
 const STATX_SIZE = 256
 
 /** A zeroed struct statx for the kernel to fill. */

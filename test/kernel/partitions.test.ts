@@ -392,6 +392,10 @@ describe('a table that is refused leaves nothing', () => {
         expect(countDescriptors()).toBe(before)
         expect(execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })).toBe('')
       }
+      // a device that is there: attached in one hop, and nothing but us would detach it
+      for (let i = 0; i < 2; i++) await (await attach(image('other'))).detach()
+      await failure('bad-partition-table', () => attach(file, { partscan: 'user', autoclear: false }))
+      expect(execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })).toBe('')
     })
   }
 

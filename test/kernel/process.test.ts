@@ -37,6 +37,17 @@ describe('a process with devices', () => {
     for (const file of images) expect(await find(file)).toEqual([])
   })
 
+  test.for(['ended', 'terminated'])(
+    'what a worker thread attached goes when it has %s',
+    LONG,
+    async (how, { image }) => {
+      const file = image('disk')
+      const output = execFileSync(process.execPath, [fixture('worker-ends.mjs'), how, file], { encoding: 'utf8' })
+      expect(JSON.parse(output)).toEqual({ attached: false, open: [], warnings: [] })
+      expect(await find(file)).toEqual([])
+    },
+  )
+
   test('while 50 devices are detached, fs and dns of the same process go on', async ({ image }) => {
     const devices = await Promise.all(Array.from({ length: 50 }, (_, i) => attach(image(`disk${i}`, 65_536, 1))))
     let done = 0

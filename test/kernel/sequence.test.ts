@@ -1,10 +1,24 @@
 import { createHook } from 'node:async_hooks'
-import { closeSync, existsSync, fstatSync, mkdirSync, openSync, statSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { createRequire } from 'node:module'
 import { constants } from 'node:os'
+import { join } from 'node:path'
 import { afterEach, describe, expect } from 'vitest'
-import { attach } from '../../lib/index.ts'
-import { loopGetStatus64 } from '../../lib/ioctl.ts'
+import { attach, LoopControl, LoopError } from '../../lib/index.ts'
+import { blkRoSet, loopGetStatus64 } from '../../lib/ioctl.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
@@ -206,6 +220,80 @@ describe('one hop to the pool is enough', () => {
     const device = await attach(file)
     expect(await countHops(async () => device[Symbol.asyncDispose]())).toEqual(['loopctl'])
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+  })
+})
+
+/** The next attach of this process is made at once. */
+async function learn(file: string): Promise<void> {
+  for (let i = 0; i < 2; i++) await (await attach(file)).detach()
+}
+
+function countDevices(): number {
+  return readdirSync('/sys/block').filter((name) => name.startsWith('loop')).length
+}
+
+describe('where the usual way comes to a surprise', () => {
+  test('a failed write, which the kernel tells once, is told, and the device stays', async ({ folder, image }) => {
+    await learn(image('disk'))
+    const small = join(folder, 'small')
+    mkdirSync(small)
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', small])
+    try {
+      const file = join(small, 'disk')
+      writeFileSync(file, '')
+      for (const lazy of [false, true]) {
+        truncateSync(file, 0)
+        truncateSync(file, MiB)
+        const device = await attach(file)
+        const fd = openSync(device.path, 'r+')
+        // There is room for the first only. Part of one write would count as all of it.
+        for (const at of [0, MiB / 2]) {
+          writeSync(fd, Buffer.alloc(65_536, 1), 0, 65_536, at)
+          if (at === 0) fsyncSync(fd)
+        }
+        closeSync(fd)
+        const error = await device.detach({ lazy }).catch((reason: unknown) => reason)
+        expect(error).toSatisfy((reason) => LoopError.is(reason, 'io') || LoopError.is(reason, 'no-space'))
+        expect(sysfs(device.number, 'loop/backing_file')).toBe(file)
+        expect(await device.detach()).toBe('detached')
+      }
+    } finally {
+      execFileSync('umount', [small])
+    }
+  })
+
+  test('a device left read-only (K5) is made writable, and is not attached a second time', async ({ image }) => {
+    const file = image('disk')
+    await learn(file)
+    const before = await attach(file)
+    await blkRoSet(before.fd, true)
+    await before.detach()
+    const device = await attach(file, { number: before.number })
+    expect(device.ref.diskSeq ?? 0).toBeLessThanOrEqual((before.ref.diskSeq ?? 0) + 2)
+    expect(await device.status()).toMatchObject({ readOnly: false, attached: true })
+    await device.detach()
+  })
+
+  test('a device that was made for an attach that is given up is removed again', async ({ image }) => {
+    const file = image('disk')
+    await learn(file)
+    // none is free then
+    const others = []
+    const devices = countDevices()
+    while (countDevices() === devices) others.push(await attach(image(`other-${others.length}`)))
+    try {
+      const made = countDevices()
+      const controller = new AbortController()
+      const reason = new Error('enough')
+      const attaching = attach(file, { signal: controller.signal })
+      controller.abort(reason)
+      await expect(attaching).rejects.toBe(reason)
+      expect(countDevices()).toBe(made)
+    } finally {
+      for (const device of others) await device.detach()
+      await using control = await LoopControl.open()
+      await control.remove(others.at(-1)?.number ?? -1)
+    }
   })
 })
 
