@@ -75,11 +75,14 @@ export async function readInfo(number: number): Promise<LoopInfo | undefined> {
   return info
 }
 
+/** So often a device is read again: one can be attached and detached in the time that reading takes, again and again. */
+const TRIES = 64
+
 /** By number. The files of a device are read one by one: those that were not of one moment are read again. */
 async function readInfos(numbers: readonly number[], free: boolean): Promise<LoopInfo[]> {
   const told: Promise<LoopInfo>[] = []
   let left = numbers
-  for (let tries = 8; left.length > 0; tries--) {
+  for (let tries = TRIES; left.length > 0; tries--) {
     const found = await sysfs.readDevices(left, free)
     if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
     const moved: number[] = []
