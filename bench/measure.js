@@ -97,10 +97,10 @@ export class Results {
  * first rounds warm up and are not counted: V8 compiles what runs often.
  *
  * @param {Record<string, () => readonly number[] | Promise<readonly number[]>>} contestants
- * @param {{ rounds: number, signal: AbortSignal, warmUp?: number }} how
+ * @param {{ rounds: number, signal: AbortSignal, warmUp: number }} how
  * @param {(who: string, samples: readonly number[]) => void} onSamples
  */
-export async function takeTurns(contestants, { rounds, signal, warmUp = 5 }, onSamples) {
+export async function takeTurns(contestants, { rounds, signal, warmUp }, onSamples) {
   const all = Object.entries(contestants)
   for (let round = -warmUp; round < rounds; round++) {
     for (let i = 0; i < all.length; i++) {

@@ -80,11 +80,12 @@ export async function attachPathAtOnce(
   const closed = sequence.call('close', file)
   await sequence.run()
 
-  const isLocked = unlocked.answer === undefined && control.fd >= 0
+  const isLocked = unlocked.answer === undefined && control.succeeded
   if (isLocked) binding().flockSync(control.fd, LOCK_UN)
-  if (ready.fd < 0 && file.fd >= 0) await close(file.fd)
-  const backing =
-    ready.fd < 0 ? undefined : describeRegular(file.fd, decodeStat(stat), given.toString(), !settings.readOnly)
+  if (!ready.succeeded && file.succeeded) await close(file.fd)
+  const backing = ready.succeeded
+    ? describeRegular(file.fd, decodeStat(stat), given.toString(), !settings.readOnly)
+    : undefined
   return {
     device: await finish(backing),
     backing: closed.answer === undefined ? backing : undefined,
@@ -140,10 +141,10 @@ function planCheck(
   return async (backing) => {
     const answer = typeof number === 'number' ? number : number.answer
     if (backing === undefined || answer === undefined || answer < 0) return { number: undefined }
-    if (after.fd >= 0) observeDiskSeq(before.answer, after.answer)
+    if (after.succeeded) observeDiskSeq(before.answer, after.answer)
     if (closed.answer === undefined) {
-      if (configured.fd >= 0) return { number: answer, configured: fd.fd }
-      if (fd.fd >= 0) await close(fd.fd)
+      if (configured.succeeded) return { number: answer, configured: fd.fd }
+      if (fd.succeeded) await close(fd.fd)
       return { number: answer }
     }
     const info = decodeInfo(bytes)

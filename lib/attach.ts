@@ -209,7 +209,7 @@ class Attachment {
   readonly #wanted: Wanted
   readonly #deadline: Deadline
   #opened: Backing | undefined
-  #settings: Settings
+  readonly #settings: Settings
   #control = -1
   /** Made on the way, to be removed again if the attach fails. */
   readonly #made = new Set<number>()
@@ -324,7 +324,7 @@ class Attachment {
       if ((lock.held || this.#wanted.overlap === 'allow') && this.#canDoAtOnce() && !this.#deadline.isOver) {
         const handle = await this.#attachAtOnce(async (order) => {
           const outcome = await attachOpenAtOnce(this.#control, this.#backing, order)
-          if (outcome.attached ?? outcome.configured) lock.release()
+          if (outcome.attached !== undefined || outcome.configured !== undefined) lock.release()
           return outcome
         })
         if (handle) return handle

@@ -103,7 +103,7 @@ interface Request {
 async function afterRequest(handle: Handle, { requested, autoclear }: Request): Promise<'opened'> {
   // Where detachSync() came meanwhile, the deferred detach is what is wanted
   handle.assertOpen()
-  await takeBack(handle, handle.descriptor, autoclear)
+  await takeBack(handle, autoclear)
   if (requested < 0) throw handle.explain('LOOP_CLR_FD', requested)
   return 'opened'
 }
@@ -128,7 +128,7 @@ async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request
   const links = sequence.try('sysfsLinks', number)
   await sequence.run()
   if (vacated.answer !== undefined) {
-    await handle.closeAfter(vacated.fd >= 0)
+    await handle.closeNow({ vacated: vacated.succeeded })
     return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
   }
   if (requested.answer === -ENXIO) {
@@ -136,7 +136,7 @@ async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request
     return 'going'
   }
   if (requested.answer !== undefined) return { requested: requested.answer, autoclear }
-  if (exclusive.fd >= 0 && replaced.fd < 0) await close(exclusive.fd)
+  if (exclusive.succeeded && !replaced.succeeded) await close(exclusive.fd)
   assertFlushed(handle, flushed)
   return undefined
 }
@@ -171,7 +171,8 @@ async function openExclusively(handle: Handle, autoclear: boolean): Promise<numb
 }
 
 /** Cancels a deferred detach and goes back to a plain descriptor, opened before the exclusive one is closed. */
-async function takeBack(handle: Handle, exclusive: number, autoclear: boolean): Promise<void> {
+async function takeBack(handle: Handle, autoclear: boolean): Promise<void> {
+  const exclusive = handle.descriptor
   if (!autoclear) await clearAutoclear(handle)
   const plain = await openDevice(handle.number, O_RDONLY)
   // No descriptor to be had: the exclusive one serves, and is better than none.
@@ -226,7 +227,7 @@ async function requestLazilyAtOnce(handle: Handle): Promise<'gone' | 'going' | u
   await sequence.run()
   assertFlushed(handle, flushed)
   if (vacated.answer === undefined) return undefined
-  await handle.closeAfter(vacated.fd >= 0)
+  await handle.closeNow({ vacated: vacated.succeeded })
   return links.answer === sysfs.linksWithoutPartitions('free') ? 'gone' : 'going'
 }
 

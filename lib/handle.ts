@@ -88,7 +88,7 @@ async function askBatch(numbers: readonly number[]): Promise<Answers[]> {
       if (!NOT_TO_BE_ASKED.has(error.reason)) throw error
     }
     if (status.answer !== 0) return []
-    const known = diskSeq.fd < 0 ? undefined : diskSeq.fd
+    const known = diskSeq.succeeded ? diskSeq.answer : undefined
     return { number, info: decodeInfo(bytes), diskSeq: known, blockSize: blockSize.answer ?? 0 }
   })
 }
@@ -261,19 +261,12 @@ export class Handle {
     return (this.#closing ??= this.#queue.then(() => this.closeNow()))
   }
 
-  /** Lets go of the descriptor from within an operation. */
-  async closeNow(): Promise<void> {
+  /** Lets go of the descriptor from within an operation; `vacated`: nothing is left of it that could take long. */
+  async closeNow({ vacated = false }: { vacated?: boolean } = {}): Promise<void> {
     this.#closed = true
     this.#closing ??= Promise.resolve()
-    await this.#drop()
-  }
-
-  /** {@link closeNow}; `vacated`: nothing is left of the descriptor that could take long. */
-  async closeAfter(vacated: boolean): Promise<void> {
-    if (!vacated) return this.closeNow()
-    this.#closed = true
-    this.#closing ??= Promise.resolve()
-    closeSync(this.#take())
+    if (vacated) closeSync(this.#take())
+    else await this.#drop()
   }
 
   /** Marks it closed at once. An operation in flight keeps the descriptor until it ends: then answers false. */

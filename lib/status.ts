@@ -97,7 +97,7 @@ async function readAtOnce(handle: Handle): Promise<Read | undefined> {
   const diskSeq = sequence.expect(expected.diskSeq, 'blkGetDiskSeq', descriptor)
   await sequence.run()
   const text = sysfs.decodeBackingFile(path, length.answer)
-  if (diskSeq.answer !== expected.diskSeq || text === undefined) return undefined
+  if (diskSeq.answer !== expected.diskSeq || typeof text !== 'string') return undefined
   const loop = decodeInfo(bytes)
   const has = (flag: number): boolean => (loop.flags & flag) !== 0
   return {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bytes.h"
 #include "calls.h"
 #include "sequence.h"
 #include "sysfs.h"
@@ -47,19 +48,6 @@ bool ReadU64(const Value& value, std::int64_t& out) {
   return lossless;
 }
 
-// The bytes of a Uint8Array; none where it is something else.
-std::span<std::byte> BytesOf(const Value& value) {
-  napi_typedarray_type type{};
-  std::size_t length = 0;
-  void* data = nullptr;
-  if (!value.IsTypedArray() ||
-      napi_get_typedarray_info(value.Env(), value, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_uint8_array) {
-    return {};
-  }
-  return std::span(static_cast<std::byte*>(data), length);
-}
-
 bool FitsParameter(const Call& call, Parameter parameter, std::span<const std::byte> bytes) {
   if (parameter != Parameter::kPath) return bytes.size() == call.data_size;
   return !bytes.empty() && bytes.back() == std::byte{0};
@@ -85,11 +73,11 @@ bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments, Size
       case Parameter::kIn:
       case Parameter::kOut:
       case Parameter::kPath: {
-        const std::span<std::byte> bytes = BytesOf(value);
-        if (!FitsParameter(call, parameter, bytes))
+        const auto bytes = BytesOf(value);
+        if (!bytes || !FitsParameter(call, parameter, *bytes))
           return Refuse(info, call, "expected a Uint8Array of the struct's size, or a path that ends in NUL");
-        arguments.data[i] = bytes.data();
-        sizes[i] = bytes.size();
+        arguments.data[i] = bytes->data();
+        sizes[i] = bytes->size();
         break;
       }
     }

@@ -1,11 +1,11 @@
 #include "sequence.h"
 
+#include <cstddef>
 #include <cstring>
 #include <limits>
-#include <span>
-#include <string>
 #include <vector>
 
+#include "bytes.h"
 #include "calls.h"
 
 namespace loopctl {
@@ -140,14 +140,12 @@ class Job final : public Napi::AsyncWorker {
 
 // sequenceRun(count, tape): a promise; the tape has the answers then.
 Napi::Value Run(const Napi::CallbackInfo& info) {
-  if (info.Length() == 2 && info[0].IsNumber() && info[1].IsTypedArray() &&
-      info[1].As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array) {
+  if (const auto bytes = BytesOf(info[1]); bytes && info.Length() == 2 && info[0].IsNumber()) {
     const auto count = info[0].As<Napi::Number>().Uint32Value();
-    const auto out = info[1].As<Napi::Uint8Array>();
-    const auto* bytes = reinterpret_cast<const std::byte*>(out.Data());
-    Tape tape(bytes, bytes + out.ByteLength());
+    Tape tape(bytes->begin(), bytes->end());
     if (IsSound(count, tape)) {
-      Job* job = new Job(info.Env(), count, std::move(tape), out);  // deletes itself when done
+      // deletes itself when done
+      Job* job = new Job(info.Env(), count, std::move(tape), info[1].As<Napi::Uint8Array>());
       const Napi::Promise promise = job->Promise();
       job->Queue();
       return promise;

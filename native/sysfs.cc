@@ -7,6 +7,8 @@
 #include <cstring>
 #include <string>
 
+#include "bytes.h"
+
 namespace loopctl {
 namespace {
 
@@ -57,11 +59,10 @@ std::string ReadAll(const Request& request) {
 }
 
 bool ReadList(const Napi::Value& value, std::string& out) {
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
-    return false;
-  const auto array = value.As<Napi::Uint8Array>();
-  if (array.ByteLength() == 0) return true;
-  out.assign(reinterpret_cast<const char*>(array.Data()), array.ByteLength());
+  const auto bytes = BytesOf(value);
+  if (!bytes) return false;
+  if (bytes->empty()) return true;
+  out.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
   return out.back() == '\0';
 }
 

@@ -15,6 +15,10 @@ export class Step {
     this.index = index
   }
 
+  get succeeded(): boolean {
+    return this.answer !== undefined && this.answer >= 0
+  }
+
   /** For the descriptor that a call opens; -1 where it did not. */
   get fd(): number {
     return this.answer === undefined || this.answer < 0 ? -1 : this.answer

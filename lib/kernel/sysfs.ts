@@ -16,7 +16,7 @@ import {
 } from './files.ts'
 import { inBatches } from './pool.ts'
 import { Sequence, type Step } from './sequence.ts'
-import { decodeStat, encodePath, little, newStat } from './uapi.ts'
+import { little } from './uapi.ts'
 
 const { EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM } = constants.errno
 const BLOCK = '/sys/block'
@@ -334,11 +334,9 @@ export function readBackingFileSync(number: number): string | undefined {
 
 /** How many virtual block devices the kernel has: grows by one where a loop device is made. */
 export function countBlockDevices(): number {
-  const bytes = newStat()
-  return binding().statxPathSync(VIRTUAL, bytes) < 0 ? 0 : decodeStat(bytes).links
+  const directory = statSync('/sys/devices/virtual/block')
+  return typeof directory === 'number' ? 0 : Number(directory.nlink)
 }
-
-const VIRTUAL = encodePath('/sys/devices/virtual/block')
 
 function deviceDirectory(number: number): string {
   return `${BLOCK}/loop${number}`
@@ -367,7 +365,7 @@ export async function readBackingFiles(numbers: readonly number[]): Promise<Map<
   if (lacking?.length.answer !== undefined) return lacking.length.answer
   const found = new Map<number, string | null>()
   for (const { number, bytes, length } of read) {
-    const path = length.answer === bytes.length ? null : decodeBackingFile(bytes, length.answer)
+    const path = decodeBackingFile(bytes, length.answer)
     if (path !== undefined) found.set(number, path)
   }
   return found
@@ -390,13 +388,11 @@ export function newAttribute(): Buffer {
   return Buffer.alloc(4096)
 }
 
-/** Of the attribute and its length: undefined where it could not be read, null where it is too long to be shown. */
+/** Of the attribute and its length: undefined where it could not be read, null where it is too long to be told. */
 export function decodeBackingFile(bytes: Buffer, length: number | undefined): string | null | undefined {
-  if (length === -ENAMETOOLONG) return null
-  // As long as there is room for: there may be more.
-  return length === undefined || length < 0 || length === bytes.length
-    ? undefined
-    : (backingFileOf(bytes.subarray(0, length)) ?? undefined)
+  // As long as there is room for: there may be more, where pages are larger.
+  if (length === -ENAMETOOLONG || length === bytes.length) return null
+  return length === undefined || length < 0 ? undefined : (backingFileOf(bytes.subarray(0, length)) ?? undefined)
 }
 
 /** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */

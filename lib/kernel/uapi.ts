@@ -150,7 +150,6 @@ export function minorOf(device: bigint): number {
 export interface Stat {
   /** File type and permissions, `st_mode`. */
   mode: number
-  links: number
   /** As `st_dev` of stat(2) has it. */
   device: bigint
   inode: bigint
@@ -170,7 +169,6 @@ export function decodeStat(bytes: Uint8Array): Stat {
   const data = view(bytes)
   return {
     mode: data.getUint16(28, little),
-    links: data.getUint32(16, little),
     device: makeDevice(data.getUint32(136, little), data.getUint32(140, little)),
     inode: data.getBigUint64(32, little),
     size: data.getBigUint64(40, little),
