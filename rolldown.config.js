@@ -12,7 +12,7 @@ const entries = ['index', 'ioctl', 'cli/main', 'cli/commands', 'kernel/seam']
 /** The chunks, and the files that each is for; what these import goes with them, where no chunk before has it. */
 const chunks = {
   // A command that only looks needs no more of the library.
-  list: /\/lib\/(?:list|kernel\/seam)\.ts$/,
+  list: /\/lib\/(?:observe\/list|kernel\/seam)\.ts$/,
   commands: /\/lib\/cli\/commands\.ts$/,
   library: /\/lib\/index\.ts$/,
 }

@@ -1,7 +1,7 @@
-import { addDevice, getFree, openControl, removeDevice } from './allocate.ts'
-import { checkLoopNumber, checkOptions } from './arguments.ts'
-import { checkDeadline } from './deadline.ts'
-import { assertSupported, refusal } from './errors.ts'
+import { addDevice, getFree, openControl, removeDevice } from './attach/loop-control.ts'
+import { checkLoopNumber, checkOptions } from './common/arguments.ts'
+import { checkDeadline } from './common/deadline.ts'
+import { assertSupported, refusal } from './errors/errors.ts'
 import { close } from './kernel/files.ts'
 
 export interface RemoveOptions {

@@ -1,23 +1,17 @@
-import type { AttachOptions } from './attach.ts'
-import type { BackingFile } from './arguments.ts'
-import { changeBackingFile, type ChangeOptions } from './change.ts'
-import { detach, detachSync, type DetachOptions, type DetachResult, dispose, disposeSync, release } from './detach.ts'
-import type { Handle, LoopRef } from './handle.ts'
-import { findHolders, type Holder } from './holders.ts'
-import { migrate, type MigrateOptions, type MigrateResult } from './migrate.ts'
-import { type DeviceRef, openHandle, type OpenOptions } from './open.ts'
-import { listPartitions, type Partition, rescanPartitions, type RescanOptions } from './partitions.ts'
-import { attachPlainOrStack } from './stack.ts'
-import {
-  flush,
-  type LoopStatus,
-  readStatus,
-  refreshCapacity,
-  setBlockSize,
-  setDirectIO,
-  setStatus,
-  type StatusChange,
-} from './status.ts'
+import type { AttachOptions } from './attach/options.ts'
+import { attachPlainOrStack } from './attach/stack.ts'
+import { changeBackingFile, type ChangeOptions } from './change/change.ts'
+import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
+import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
+import type { BackingFile } from './common/arguments.ts'
+import { detach, type DetachOptions, type DetachResult, detachSync } from './detach/detach.ts'
+import { dispose, disposeSync, release } from './detach/dispose.ts'
+import { findHolders, type Holder } from './errors/holders.ts'
+import type { Handle } from './handle/handle.ts'
+import type { LoopRef } from './handle/identity.ts'
+import { type DeviceRef, openHandle, type OpenOptions } from './handle/open.ts'
+import { type LoopStatus, readStatus } from './observe/status.ts'
+import { listPartitions, type Partition, type RescanOptions, rescanPartitions } from './partitions/partitions.ts'
 
 let create: (handle: Handle) => LoopDevice
 

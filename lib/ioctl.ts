@@ -16,10 +16,14 @@ import {
   checkOptions,
   checkReference,
   checkU64,
-} from './arguments.ts'
-import { assertSupported } from './errors.ts'
+} from './common/arguments.ts'
+import type { Failure, Role } from './errors/causes.ts'
+import { assertSupported } from './errors/errors.ts'
+import type { Asked } from './errors/evidence.ts'
+import { diagnose, explain } from './errors/explain.ts'
 import { binding, type CallName } from './kernel/binding.ts'
 import { pageSize } from './kernel/features.ts'
+import { pathOfDescriptor } from './kernel/process.ts'
 import {
   decodeInfo,
   decodeU64,
@@ -30,11 +34,10 @@ import {
   newU64,
   patchInfo,
 } from './kernel/uapi.ts'
-import { type Asked, pathOfDescriptor } from './evidence.ts'
-import { diagnose, explain, type Failure, type Role } from './reasons.ts'
 
 export { LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY } from './kernel/uapi.ts'
-export type { LoopInfo64 } from './kernel/uapi.ts'
+
+export { type LoopInfo64 } from './kernel/uapi.ts'
 
 /** struct loop_config. */
 export interface LoopConfig {

@@ -1,6 +1,7 @@
 /** `loopctl list`: apart from the other actions, for it needs a quarter of the library. */
 
-import { find, list, type LoopInfo } from '../list.ts'
+import { find } from '../observe/find.ts'
+import { list, type LoopInfo } from '../observe/list.ts'
 import { print, printable, printJson, table } from './terminal.ts'
 
 export async function listAction(file: string | undefined, { json, all }: { json?: true; all?: true }): Promise<void> {

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+
 import { makeProgram } from './commands.ts'
 import { fail, ownWords, splitOptionalValues } from './terminal.ts'
 

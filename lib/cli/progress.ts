@@ -1,6 +1,6 @@
 /** A bar on a terminal for what takes long; nothing where nobody is watching. */
 
-import type { Progress } from '../change.ts'
+import type { Progress } from '../change/progress.ts'
 
 /** Shows the phases of the operation on stderr, where that is a terminal. */
 export async function withProgress<T>(

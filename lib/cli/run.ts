@@ -2,9 +2,9 @@
 
 import { spawn } from 'node:child_process'
 import { constants } from 'node:os'
+import type { AttachOptions } from '../attach/options.ts'
 import { attach, type LoopDevice } from '../device.ts'
-import { LoopError } from '../errors.ts'
-import type { AttachOptions } from '../attach.ts'
+import { LoopError } from '../errors/errors.ts'
 import { warn } from './terminal.ts'
 
 const PASSED_ON = ['SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const

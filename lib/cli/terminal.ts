@@ -1,7 +1,7 @@
 /** What the command reads and writes: sizes, tables, JSON, errors, exit codes, signals. */
 
 import { CommanderError, InvalidArgumentError } from 'commander'
-import { LoopError } from '../errors.ts'
+import { LoopError } from '../errors/errors.ts'
 
 export const EXIT_FAILED = 1
 export const EXIT_USAGE = 2

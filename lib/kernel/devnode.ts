@@ -90,3 +90,5 @@ export function removeNode(path: string, device: string): void {
 export function isDevKernels(): boolean {
   return mountOf('/dev', readMountsSync())?.fsType === 'devtmpfs'
 }
+
+export const CONTROL = '/dev/loop-control'

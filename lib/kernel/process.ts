@@ -1,6 +1,6 @@
 /** /proc/self: what this process may do. */
 
-import { readFileSync } from './files.ts'
+import { readFileSync, readLinkSync } from './files.ts'
 
 export const CAP_DAC_OVERRIDE = 1n
 export const CAP_SYS_ADMIN = 21n
@@ -42,4 +42,12 @@ export function canAdministrate(privileges: Privileges = readPrivileges()): bool
 function textOf(path: string): string {
   const text = readFileSync(path)
   return typeof text === 'number' ? '' : text.toString()
+}
+
+/** A path for messages about something that was given as a descriptor. */
+export function pathOfDescriptor(fd: number): string {
+  const target = readLinkSync(`/proc/self/fd/${fd}`)
+  return typeof target === 'string' && target.startsWith('/') && !target.endsWith(' (deleted)')
+    ? target
+    : `descriptor ${fd}`
 }

@@ -1,7 +1,6 @@
 /** /sys/block/loopN: what can be known of a device without opening it, and without privileges. */
 
 import { constants } from 'node:os'
-import { binding } from './binding.ts'
 import {
   close,
   existsSync,
@@ -16,26 +15,10 @@ import {
 } from './files.ts'
 import { inBatches } from './pool.ts'
 import { Sequence, type Step } from './sequence.ts'
-import { little } from './uapi.ts'
 
-const { EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM } = constants.errno
+const { EMFILE, ENAMETOOLONG, ENFILE, ENOMEM } = constants.errno
+
 const BLOCK = '/sys/block'
-
-/** The files of one device as they are, with the newline at the end, and `dev` without; undefined where there is none. */
-export type Attributes = Readonly<Partial<Record<Attribute | 'dev', string>>>
-
-/** In the order in which they are read; the first and the last have the disk sequence number. */
-const OF_LOOP = ['backing_file', 'offset', 'sizelimit', 'autoclear', 'partscan', 'dio'] as const
-const OF_DEVICE = ['uevent', 'size', 'ro', 'queue/logical_block_size', 'diskseq'] as const
-type Attribute = (typeof OF_LOOP)[number] | (typeof OF_DEVICE)[number]
-
-export interface DeviceFiles {
-  attributes: Attributes
-  /** loop/backing_file; null: not attached; undefined: attached, but the path is longer than sysfs can show. */
-  backingFile: string | null | undefined
-  /** They may be of more than one attachment: it was attached, changed or detached meanwhile. */
-  moved: boolean
-}
 
 /** Numbers of all loop devices there are, attached or not, in order; or the negative errno. */
 export async function readNumbers(): Promise<number[] | number> {
@@ -64,125 +47,8 @@ export async function announce(number: number): Promise<void> {
   await close(fd)
 }
 
-/** A negative errno: something is lacking here, and nothing can be said. */
-type Found = (DeviceFiles | undefined)[] | number
-
-/**
- * The files of devices, in the order of the numbers, each read once; undefined: there is no such device, or it is free
- * and `free` is false.
- */
-export async function readDevices(numbers: readonly number[], free: boolean): Promise<Found> {
-  const found = await inBatches(numbers, (batch) => readBatch(batch, free))
-  return (
-    found.find((each) => typeof each === 'number') ?? found.flatMap((each) => (typeof each === 'number' ? [] : each))
-  )
-}
-
-async function readBatch(numbers: readonly number[], free: boolean): Promise<Found> {
-  const found = await readForm(ATTACHED, numbers)
-  const missing = free ? missingOf(numbers, found) : []
-  return missing.length === 0 ? found : fill(found, missing, await readForm(FREE, missing))
-}
-
-async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
-  return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
-}
-
-/** {@link readDevices}, free ones too, at once; without the block size, which waits while a queue is being drained. */
-export function readDevicesSync(numbers: readonly number[]): Found {
-  const found = readFormSync(ATTACHED_NOW, numbers)
-  const missing = missingOf(numbers, found)
-  return missing.length === 0 ? found : fill(found, missing, readFormSync(FREE_NOW, missing))
-}
-
-function readFormSync(form: Form, numbers: readonly number[]): Found {
-  return decode(form, numbers, binding().sysfsReadSync(directoriesOf(form, numbers), form.names))
-}
-
-function missingOf(numbers: readonly number[], found: Found): number[] {
-  return typeof found === 'number' ? [] : numbers.filter((_, i) => found[i] === undefined)
-}
-
-/** What was not found attached, in the order of the gaps; it can have been attached since. */
-function fill(found: Found, missing: readonly number[], others: Found): Found {
-  if (typeof found === 'number' || typeof others === 'number') return others
-  const next = others.map((files, i) => files && { ...files, moved: files.moved || isBound(missing[i] ?? -1) }).values()
-  return found.map((files) => files ?? next.next().value)
-}
-
-/** Which files, and in which directory of the device: where that is not there, that is all the kernel is asked. */
-interface Form {
-  directory: string
-  attributes: readonly Attribute[]
-  names: Uint8Array
-}
-
-function makeForm(directory: string, device: string, inner: readonly Attribute[], outer: readonly Attribute[]): Form {
-  const [uevent, ...others] = outer
-  const names = [`${device}${uevent}`, ...inner, ...others.map((name) => device + name)]
-  return { directory, attributes: [...outer.slice(0, 1), ...inner, ...others], names: listOf(names) }
-}
-
-const AT_ONCE = OF_DEVICE.filter((name) => name !== 'queue/logical_block_size')
-
-/** loop/ comes and goes with the attachment. */
-const ATTACHED = makeForm('/loop', '../', OF_LOOP, OF_DEVICE)
-const ATTACHED_NOW = makeForm('/loop', '../', OF_LOOP, AT_ONCE)
-const FREE = makeForm('', '', [], OF_DEVICE)
-const FREE_NOW = makeForm('', '', [], AT_ONCE)
-
-function listOf(texts: readonly string[]): Uint8Array {
-  return Buffer.from(texts.map((value) => `${value}\0`).join(''))
-}
-
-function directoriesOf({ directory }: Form, numbers: readonly number[]): Uint8Array {
-  return listOf(numbers.map((number) => deviceDirectory(number) + directory))
-}
-
-function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer): Found {
-  const integers = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  // Once for all: a conversion for each of thousands of files costs more than to read them.
-  const all = bytes.toString('latin1')
-  const found: (DeviceFiles | undefined)[] = []
-  let at = 0
-  while (found.length < numbers.length) {
-    const texts: Texts = {}
-    const errors: Errors = {}
-    for (const name of attributes) {
-      const length = integers.getInt32(at, little)
-      at += 4
-      if (LACKING.has(length)) return length
-      if (length < 0) errors[name] = length
-      else texts[name] = all.slice(at, at + length)
-      at += Math.max(0, length)
-    }
-    found.push(toFiles(texts, errors))
-  }
-  return found
-}
-
-/** Says nothing of the device. */
-const LACKING = new Set([-EMFILE, -ENFILE, -ENOMEM])
-
-type Texts = Partial<Record<Attribute, string>>
-type Errors = Partial<Record<Attribute, number>>
-
-function toFiles(texts: Texts, errors: Errors): DeviceFiles | undefined {
-  const { uevent = '', backing_file: path, diskseq } = texts
-  const major = MAJOR.exec(uevent)?.[1]
-  if (major === undefined) return undefined
-  const isGone = [errors.backing_file, errors.partscan].some((errno) => errno === -ENOENT || errno === -ENODEV)
-  return {
-    attributes: { ...texts, dev: `${major}:${MINOR.exec(uevent)?.[1]}` },
-    backingFile: backingFileOf(path === undefined ? errors.backing_file : Buffer.from(path, 'latin1')),
-    moved: isGone || DISKSEQ.exec(uevent)?.[1] !== diskseq?.trimEnd(),
-  }
-}
-
-/** Lines of a file uevent. */
-const MAJOR = /^MAJOR=(.*)$/m
-const MINOR = /^MINOR=(.*)$/m
-const DISKSEQ = /^DISKSEQ=(.*)$/m
+/** Errors that say that this process lacks something, and nothing of the device. */
+export const LACKING: ReadonlySet<number> = new Set([-EMFILE, -ENFILE, -ENOMEM])
 
 /** How many uevents the kernel has sent: an attach is one of them (K9: not from 5.18 to 6.14). */
 export function readUeventCount(): number | undefined {
@@ -338,7 +204,7 @@ export function countBlockDevices(): number {
   return typeof directory === 'number' ? 0 : Number(directory.nlink)
 }
 
-function deviceDirectory(number: number): string {
+export function deviceDirectory(number: number): string {
   return `${BLOCK}/loop${number}`
 }
 
@@ -396,7 +262,7 @@ export function decodeBackingFile(bytes: Buffer, length: number | undefined): st
 }
 
 /** Exactly one newline is the kernel's; any other character may be part of the name. An empty file: detaching. */
-function backingFileOf(value: Buffer | number | undefined): string | null | undefined {
+export function backingFileOf(value: Buffer | number | undefined): string | null | undefined {
   if (value === -ENAMETOOLONG) return undefined
   if (!(value instanceof Buffer) || value.length === 0) return null
   return value.toString('utf8', 0, value.at(-1) === 0x0a ? value.length - 1 : value.length)

@@ -175,3 +175,10 @@ export function decodeStat(bytes: Uint8Array): Stat {
     rdevice: `${data.getUint32(128, little)}:${data.getUint32(132, little)}`,
   }
 }
+
+/** What a device over these bytes shows: whole sectors of 512. */
+export function visibleSize(fileSize: bigint, offset: bigint, sizeLimit: bigint): bigint {
+  const rest = fileSize > offset ? fileSize - offset : 0n
+  const shown = sizeLimit > 0n && sizeLimit < rest ? sizeLimit : rest
+  return (shown / 512n) * 512n
+}

@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach, list, LoopControl, type LoopInfo } from '../../lib/index.ts'
-import { readInfo } from '../../lib/list.ts'
+import { readInfo } from '../../lib/observe/list.ts'
 import { sysfs, test, unusedNumber } from './support.ts'
 
 const ROUNDS = 200

@@ -9,7 +9,7 @@ import { attach, LoopControl, type LoopDevice, type LoopError } from '../../lib/
 import { binding } from '../../lib/kernel/binding.ts'
 import { encodeConfig } from '../../lib/kernel/uapi.ts'
 import * as ioctl from '../../lib/ioctl.ts'
-import { explain } from '../../lib/reasons.ts'
+import { explain } from '../../lib/errors/explain.ts'
 import { OWN_DEV, privately } from './environments.ts'
 import { failure, openFile, sysfs, test, unusedNumber } from './support.ts'
 

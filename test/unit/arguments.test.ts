@@ -15,9 +15,9 @@ import {
   checkSignal,
   checkTimeout,
   checkU64,
-} from '../../lib/arguments.ts'
+} from '../../lib/common/arguments.ts'
 import { type AttachOptions, attach, find, list, LoopControl, open } from '../../lib/index.ts'
-import { checkDeviceRef } from '../../lib/open.ts'
+import { checkDeviceRef } from '../../lib/handle/open.ts'
 
 const TYPE = { name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' }
 const VALUE = { name: 'TypeError', code: 'ERR_INVALID_ARG_VALUE' }

@@ -1,7 +1,7 @@
 import { getEventListeners } from 'node:events'
 import * as fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
-import { backoff, Deadline } from '../../lib/deadline.ts'
+import { backoff, Deadline } from '../../lib/common/deadline.ts'
 
 const HOUR = 3_600_000
 

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { getSystemErrorMap, inspect } from 'node:util'
 import { describe, expect, test } from 'vitest'
-import { errnoDescription, errnoName, LoopError, type LoopErrorFields, refusal } from '../../lib/errors.ts'
+import { errnoDescription, errnoName, LoopError, type LoopErrorFields, refusal } from '../../lib/errors/errors.ts'
 import { LoopError as PublicLoopError } from '../../lib/index.ts'
 
 const EINVAL = -22
@@ -99,7 +99,7 @@ function read(path: string): string {
 }
 
 test('docs/errors.md explains each reason, and no other', () => {
-  const [, union = ''] = /type LoopErrorReason =((?:\s+\| '[a-z-]+')+)/.exec(read('lib/errors.ts')) ?? []
+  const [, union = ''] = /type LoopErrorReason =((?:\s+\| '[a-z-]+')+)/.exec(read('lib/errors/errors.ts')) ?? []
   const reasons = [...union.matchAll(/'([a-z-]+)'/g)].map(([, reason]) => reason)
   const [, table = ''] = read('docs/errors.md').split('## Reasons')
   const rows = [...table.matchAll(/^\| `([a-z-]+)` +\| \S.*\| \S.*\|$/gm)].map(([, reason]) => reason)

@@ -3,23 +3,25 @@ import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 
-const LIB = fileURLToPath(new URL('../../lib', import.meta.url))
+const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+const LIB = join(ROOT, 'lib')
 
-/** Top to bottom; a file imports from its own floor and from those below it. */
-const FLOORS: [name: string, files: RegExp][] = [
-  ['roof', /^(?:index|ioctl|cli\/[^/]+)\.ts$/],
-  ['face', /^(?:device|control)\.ts$/],
-  [
-    'workflows',
-    /^(?:attach|attach-at-once|detach|change|list|status|open|allocate|backing|compare|configure|copy|doctor|guard|lock|migrate|overlap|partition-table|partition-types|partitions|samples|stack|trial|watch)\.ts$/,
-  ],
-  ['handle', /^(?:handle|errors|evidence|reasons|holders|arguments|deadline|digest)\.ts$/],
-  ['kernel', /^kernel\/[^/]+\.ts$/],
-]
+/** The longest file of lib/ that is no table. */
+const MOST_LINES = 350
 
-/** From 0, the roof; -1: on none. */
-function floorOf(file: string): number {
-  return FLOORS.findIndex(([, files]) => files.test(file))
+/** Files with one entry after another of the same form, which may be longer. */
+const TABLES = new Set(['errors/causes.ts', 'ioctl.ts'])
+
+/** The rooms from the top to the bottom, as CONTRIBUTING.md lists them. A file imports from its own and those below. */
+const ROOMS = [
+  ...(/^```rooms\n(.*?)^```$/ms.exec(readFileSync(join(ROOT, 'CONTRIBUTING.md'), 'utf8'))?.[1] ?? '').matchAll(
+    /^(\S+) /gm,
+  ),
+].map(([, name = '']) => name)
+
+/** The index in {@link ROOMS}; -1 where the file is in no room. */
+function roomOf(file: string): number {
+  return ROOMS.findIndex((room) => (room.endsWith('/') ? file.startsWith(room) : file === room))
 }
 
 /** The relative specifiers that a source imports from or exports from, types too. */
@@ -62,9 +64,19 @@ function findCycle(graph: ReadonlyMap<string, readonly string[]>): string[] | un
 }
 
 describe('the house', () => {
-  test('every file of lib/ is on a floor', () => {
+  test('every file of lib/ is in a room, and every room has files', () => {
     expect(files.length).toBeGreaterThan(20)
-    expect(files.filter((file) => floorOf(file) < 0)).toEqual([])
+    expect(files.filter((file) => roomOf(file) < 0)).toEqual([])
+    const used = new Set(files.map((file) => ROOMS[roomOf(file)]))
+    expect(ROOMS.filter((room) => !used.has(room))).toEqual([])
+  })
+
+  test(`no file has more than ${MOST_LINES} lines but a table`, () => {
+    const long = files
+      .filter((file) => !TABLES.has(file))
+      .map((file) => [file, readFileSync(join(LIB, file), 'utf8').split('\n').length - 1] as const)
+      .filter(([, lines]) => lines > MOST_LINES)
+    expect(long).toEqual([])
   })
 
   test('every relative import names a file of lib/', () => {
@@ -74,11 +86,9 @@ describe('the house', () => {
     expect(missing).toEqual([])
   })
 
-  test('nobody imports from a floor above', () => {
+  test('nobody imports from a room above', () => {
     const upwards = [...imports].flatMap(([file, targets]) =>
-      targets
-        .filter((target) => floorOf(target) < floorOf(file))
-        .map((target) => `${file} (${FLOORS[floorOf(file)]?.[0]}) -> ${target} (${FLOORS[floorOf(target)]?.[0]})`),
+      targets.filter((target) => roomOf(target) < roomOf(file)).map((target) => `${file} -> ${target}`),
     )
     expect(upwards).toEqual([])
   })
@@ -114,7 +124,7 @@ import { j } from 'node:fs'
       './h.ts',
       './i.ts',
     ])
-    expect(imports.get('index.ts')).toContain('attach.ts')
+    expect(imports.get('index.ts')).toContain('attach/options.ts')
     expect(imports.get('cli/main.ts')).toEqual(['cli/commands.ts', 'cli/terminal.ts'])
     expect(imports.get('kernel/binding.ts')).toEqual(['kernel/pool.ts', 'kernel/seam.ts'])
   })

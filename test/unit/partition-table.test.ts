@@ -4,14 +4,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { LoopError } from '../../lib/errors.ts'
-import {
-  type BlockReader,
-  type PartitionTable,
-  probeGptBlockSize,
-  readPartitionTable,
-} from '../../lib/partition-table.ts'
-import { GPT_TYPES, MBR_TYPES } from '../../lib/partition-types.ts'
+import { LoopError } from '../../lib/errors/errors.ts'
+import { type BlockReader, type PartitionTable } from '../../lib/partitions/disk.ts'
+import { probeGptBlockSize } from '../../lib/partitions/gpt.ts'
+import { readPartitionTable } from '../../lib/partitions/table.ts'
+import { GPT_TYPES, MBR_TYPES } from '../../lib/partitions/types.ts'
 import { env, findMissing } from '../programs.ts'
 
 const MiB = 1 << 20

@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { LoopError } from '../../lib/index.ts'
-import { gpt, mbr, SAMPLE_SIZE } from '../../lib/samples.ts'
-import { within } from '../../lib/trial.ts'
+import { gpt, mbr, SAMPLE_SIZE } from '../../lib/doctor/images.ts'
+import { within } from '../../lib/doctor/trial.ts'
 
 describe('within', () => {
   beforeEach(() => void vi.useFakeTimers())

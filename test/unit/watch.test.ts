@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { parseUevent } from '../../lib/kernel/uevent.ts'
-import type { LoopInfo } from '../../lib/list.ts'
-import { compare, type Known, know } from '../../lib/watch.ts'
+import type { LoopInfo } from '../../lib/observe/list.ts'
+import { compare, type Known, know } from '../../lib/observe/events.ts'
 
 /** As the kernel sends it. */
 function message(header: string, ...fields: string[]): Buffer {

@@ -1,0 +1,133 @@
+/** The options of attach(), checked before any system call. */
+
+import {
+  type Bytes,
+  checkBlockSize,
+  checkBoolean,
+  checkBytes,
+  checkLoopNumber,
+  checkReference,
+  wrongType,
+  wrongValue,
+} from '../common/arguments.ts'
+import type { Settings } from './configure.ts'
+
+/** How to attach. Everything is optional; `undefined` counts as absent. */
+export interface AttachOptions {
+  /**
+   * Default false. A file that cannot be opened for writing is then an error (`backing-not-writable`), never a silent
+   * read-only device. A descriptor's own access mode decides where this is not given.
+   */
+  readOnly?: boolean | undefined
+  /** Where in the file the device begins, in bytes. Default 0. */
+  offset?: Bytes | undefined
+  /** How many bytes of the file the device shows at most. Default 0: to its end. */
+  sizeLimit?: Bytes | undefined
+  /**
+   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: that for which the GPT of the image
+   * was made, if it has one. Default: the kernel's choice.
+   */
+  blockSize?: number | 'auto' | undefined
+  /**
+   * Bypass the page cache for the backing file. `true`: an error (`direct-io-unavailable`) where the kernel cannot;
+   * `'prefer'`: buffered instead. Default false.
+   */
+  directIO?: boolean | 'prefer' | undefined
+  /**
+   * Partitions as /dev/loopNpM. `true`: the kernel looks for them. `'user'`: the partition table, GPT or MBR, is read
+   * here, and the kernel told with BLKPG: for kernels that have no parser of the table; `bad-partition-table` where it is
+   * damaged. Resolves when each has its node. Default false.
+   */
+  partscan?: boolean | 'user' | undefined
+  /**
+   * `'auto'`, the default: a node that is missing in a /dev which the kernel does not look after, a container's, is made
+   * with mknod(2); `node-missing` where that is not allowed. `false`: none is made.
+   */
+  createNode?: 'auto' | false | undefined
+  /** The kernel detaches the device when its last user closes it, even after `kill -9`. Default true. */
+  autoclear?: boolean | undefined
+  /** This /dev/loopN, 0 to 1048575, made if there is none. Default: any free one. */
+  number?: number | undefined
+  /**
+   * What to do where another attachment takes some of the same bytes of the file, and either of them can write.
+   * `'refuse'`, the default: rejects with `overlap`. `'allow'`: nothing is checked. `'reuse'`: an attachment of the same
+   * file, offset, size limit and `readOnly` (and block size and number, if given) is opened and returned, with
+   * `owned: false`; without one a fresh attach; any other overlap is refused.
+   */
+  overlap?: 'refuse' | 'allow' | 'reuse' | undefined
+  /** `lo_file_name`: a tag of your own, at most 63 bytes. */
+  reference?: string | undefined
+  /**
+   * A stack of two loop devices, for filesystems that a change of the backing file would shut down: ext4 or xfs is
+   * mounted from the upper one, which is the device returned, and the change happens in the lower one. Needs
+   * `readOnly: true`. Default false.
+   */
+  swappable?: boolean | undefined
+  /** Gives up, undoes what had been done, and rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+  /**
+   * Milliseconds for the whole of it; 0: one try. Default 10 000. A call of the kernel that takes longer is not cut
+   * short, and what it has attached by then is kept.
+   */
+  timeout?: number | undefined
+}
+
+export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
+  'readOnly',
+  'offset',
+  'sizeLimit',
+  'blockSize',
+  'directIO',
+  'partscan',
+  'createNode',
+  'autoclear',
+  'number',
+  'overlap',
+  'reference',
+  'swappable',
+  'signal',
+  'timeout',
+]
+
+/** The options, checked and complete. */
+export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockSize'> {
+  blockSize: number | 'auto' | undefined
+  partscan: boolean | 'user'
+  createNode: boolean
+  /** Undefined: the descriptor decides. */
+  readOnly: boolean | undefined
+  number: number | undefined
+  overlap: 'refuse' | 'allow' | 'reuse'
+}
+
+/** @throws TypeError, RangeError */
+export function checkWanted(given: AttachOptions): Wanted {
+  const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, createNode } = given
+  const { autoclear, number, overlap, reference } = given
+  if (partscan !== undefined && partscan !== 'user' && typeof partscan !== 'boolean') {
+    throw wrongType('partscan', "a boolean or 'user'", partscan)
+  }
+  if (!(['auto', false, undefined] as unknown[]).includes(createNode)) {
+    throw wrongValue('createNode', "must be 'auto' or false")
+  }
+  if (directIO !== undefined && directIO !== 'prefer' && typeof directIO !== 'boolean') {
+    throw wrongType('directIO', "a boolean or 'prefer'", directIO)
+  }
+  if (overlap !== undefined && !['refuse', 'allow', 'reuse'].includes(overlap)) {
+    throw wrongValue('overlap', "must be 'refuse', 'allow' or 'reuse'")
+  }
+  return {
+    readOnly: readOnly === undefined ? undefined : checkBoolean('readOnly', readOnly),
+    offset: offset === undefined ? 0n : checkBytes('offset', offset),
+    sizeLimit: sizeLimit === undefined ? 0n : checkBytes('sizeLimit', sizeLimit),
+    blockSize:
+      blockSize === undefined || blockSize === 'auto' ? blockSize : checkBlockSize('blockSize', blockSize, 65_536),
+    directIO: directIO ?? false,
+    partscan: partscan ?? false,
+    createNode: createNode !== false,
+    autoclear: autoclear === undefined ? true : checkBoolean('autoclear', autoclear),
+    number: number === undefined ? undefined : checkLoopNumber(number),
+    reference: reference === undefined ? '' : checkReference(reference),
+    overlap: overlap ?? 'refuse',
+  }
+}

@@ -1,0 +1,24 @@
+/** How far a change is. */
+export interface Progress {
+  phase: 'copy' | 'flush' | 'verify' | 'switch'
+  /** Bytes done in this phase. */
+  copied: number
+  /** Bytes in all; more than 0. */
+  total: number
+  bytesPerSecond: number
+}
+
+/** Makes the caller's progress of phases and bytes; the time counts from here. */
+export function reporter(
+  size: bigint,
+  onProgress: ((progress: Progress) => void) | undefined,
+): (phase: Progress['phase'], done: bigint) => void {
+  const start = performance.now()
+  const total = Number(size)
+  return (phase, done) => {
+    if (total === 0) return
+    const seconds = (performance.now() - start) / 1000
+    const copied = Number(done)
+    onProgress?.({ phase, copied, total, bytesPerSecond: seconds > 0 ? copied / seconds : 0 })
+  }
+}

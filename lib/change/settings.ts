@@ -1,0 +1,146 @@
+/** What can be set on an attached device: offset, size limit, flags, block size, direct I/O, and its capacity. */
+
+import { constants } from 'node:os'
+import {
+  type Bytes,
+  checkBlockSize,
+  checkBoolean,
+  checkBytes,
+  checkObject,
+  checkOptions,
+  checkReference,
+  wrongValue,
+} from '../common/arguments.ts'
+import { backoff, Deadline } from '../common/deadline.ts'
+import { findHolders } from '../errors/holders.ts'
+import { type Handle, readSize } from '../handle/handle.ts'
+import { binding } from '../kernel/binding.ts'
+import { openDevice } from '../kernel/devnode.ts'
+import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
+import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, patchInfo } from '../kernel/uapi.ts'
+
+const { EAGAIN, EBUSY, EPERM } = constants.errno
+
+/** What to change; whatever is not named keeps every bit. */
+export interface StatusChange {
+  /** Bytes. */
+  offset?: Bytes | undefined
+  /** Bytes; 0: to the end of the file. */
+  sizeLimit?: Bytes | undefined
+  autoclear?: boolean | undefined
+  /** It can be switched on only; the kernel keeps it until the device is detached. */
+  partscan?: true | undefined
+  /** At most 63 bytes. */
+  reference?: string | undefined
+}
+
+/** LOOP_GET_STATUS64, the named fields changed, LOOP_SET_STATUS64. */
+export async function setStatus(handle: Handle, change: StatusChange): Promise<void> {
+  const given = checkOptions(checkObject('change', change), [
+    'offset',
+    'sizeLimit',
+    'autoclear',
+    'partscan',
+    'reference',
+  ])
+  const offset = given.offset === undefined ? undefined : checkBytes('offset', given.offset)
+  const sizeLimit = given.sizeLimit === undefined ? undefined : checkBytes('sizeLimit', given.sizeLimit)
+  const fileName = given.reference === undefined ? undefined : checkReference(given.reference)
+  const autoclear = given.autoclear === undefined ? undefined : checkBoolean('autoclear', given.autoclear)
+  if (given.partscan !== undefined && !checkBoolean('partscan', given.partscan)) {
+    throw wrongValue('partscan', 'can be switched on only: the kernel keeps it until the device is detached')
+  }
+  return handle.run(async () => {
+    const { bytes, info } = await handle.readInfo()
+    let { flags } = info
+    if (autoclear !== undefined) flags = autoclear ? flags | LO_FLAGS_AUTOCLEAR : flags & ~LO_FLAGS_AUTOCLEAR
+    if (given.partscan) flags |= LO_FLAGS_PARTSCAN
+    patchInfo(bytes, {
+      flags,
+      ...(offset !== undefined && { offset }),
+      ...(sizeLimit !== undefined && { sizeLimit }),
+      ...(fileName !== undefined && { fileName }),
+    })
+    const answer = await handle.changeIdentity({ ...info, offset: offset ?? info.offset }, () =>
+      retryDirty(handle, async () => {
+        handle.assertOpen()
+        return handle.write('loopSetStatus64', bytes)
+      }),
+    )
+    if (answer < 0) throw handle.explain('LOOP_SET_STATUS64', answer)
+    await handle.renewDetach()
+  })
+}
+
+/** LOOP_SET_CAPACITY, after the backing file grew or shrank. Partitions are not looked at again. */
+export async function refreshCapacity(handle: Handle): Promise<number> {
+  return handle.run(async () => {
+    await handle.readInfo()
+    const answer = await handle.write('loopSetCapacity')
+    if (answer < 0) throw handle.explain('LOOP_SET_CAPACITY', answer)
+    return Number(readSize(handle))
+  })
+}
+
+/** LOOP_SET_DIRECT_IO. */
+export async function setDirectIO(handle: Handle, enabled: boolean): Promise<void> {
+  checkBoolean('enabled', enabled)
+  return handle.run(async () => {
+    await handle.readInfo()
+    const answer = await handle.write('loopSetDirectIo', enabled ? 1 : 0)
+    if (answer < 0) throw handle.explain('LOOP_SET_DIRECT_IO', answer)
+  })
+}
+
+/**
+ * LOOP_SET_BLOCK_SIZE, with the device held exclusively: kernels up to 6.16 (K11) change it under a mounted
+ * filesystem.
+ */
+export async function setBlockSize(handle: Handle, bytes: number): Promise<void> {
+  checkBlockSize('bytes', bytes, 65_536)
+  return handle.run(async () => {
+    await handle.readInfo()
+    const refused = await setBlockSizeExclusively(handle, O_RDONLY, bytes)
+    if (refused < 0) await setBlockSizeExclusively(handle, O_RDWR, bytes)
+  })
+}
+
+/** 0, or -EPERM for a read-only descriptor: then a writable one may do. Every other failure is thrown. */
+async function setBlockSizeExclusively(handle: Handle, access: number, bytes: number): Promise<number> {
+  const fd = await openDevice(handle.number, access | O_EXCL)
+  if (fd === -EBUSY) {
+    const holders = await findHolders(handle.number, [handle.descriptor])
+    throw handle.explain('open', fd, { holders })
+  }
+  if (fd < 0) throw handle.explain('open', fd)
+  try {
+    const answer = await retryDirty(handle, () => binding().loopSetBlockSize(fd, bytes))
+    if (answer < 0 && !(answer === -EPERM && access === O_RDONLY)) {
+      throw handle.explain('LOOP_SET_BLOCK_SIZE', answer, { asked: { blockSize: bytes } })
+    }
+    return answer
+  } finally {
+    await close(fd)
+  }
+}
+
+/**
+ * Up to 5.17 the kernel answers EAGAIN while the page cache of the device is not empty, which another reader (udev,
+ * mostly) can cause at any moment.
+ */
+async function retryDirty(handle: Handle, call: () => Promise<number>): Promise<number> {
+  const deadline = new Deadline(5_000)
+  for (let attempt = 1; ; attempt++) {
+    const answer = await call()
+    if (answer !== -EAGAIN || !(await deadline.pause(backoff(attempt)))) return answer
+    await binding().blkFlsBuf(handle.descriptor)
+  }
+}
+
+/** What is written to the device is in the backing file, and that on its medium. */
+export async function flush(handle: Handle): Promise<void> {
+  return handle.run(async () => {
+    const answer = await fsync(handle.descriptor)
+    if (answer < 0) throw handle.explain('fsync', answer)
+  })
+}

@@ -1,0 +1,75 @@
+/** A handle of a device that somebody else attached, or of a free one. */
+
+import { constants } from 'node:os'
+import { checkInteger, checkLoopNumber, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
+import { checkDeadline } from '../common/deadline.ts'
+import { assertSupported } from '../errors/errors.ts'
+import { explain } from '../errors/explain.ts'
+import { binding } from '../kernel/binding.ts'
+import { devicePath, openDevice } from '../kernel/devnode.ts'
+import { close, O_RDONLY } from '../kernel/files.ts'
+import { decodeInfo, newInfo } from '../kernel/uapi.ts'
+import { Handle } from './handle.ts'
+import type { LoopRef } from './identity.ts'
+
+/** 7, `'/dev/loop7'`, `'loop7'`, or an identity: `device.ref`, a LoopInfo. */
+export type DeviceRef = number | string | Readonly<LoopRef>
+
+export interface OpenOptions {
+  signal?: AbortSignal | undefined
+}
+
+/**
+ * @throws `no-such-device`, `node-missing`, `replaced` where the reference names an attachment that is gone,
+ *   `detaching`, `permission`
+ */
+export async function openHandle(device: DeviceRef, options?: OpenOptions): Promise<Handle> {
+  const given = checkOptions(options, ['signal'])
+  const ref = checkDeviceRef(device)
+  const { number } = ref
+  const deadline = checkDeadline(given, 0)
+  assertSupported()
+  deadline.throwIfAborted()
+  const fd = await openDevice(number, O_RDONLY)
+  if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
+  const handle = await identify(number, fd)
+  try {
+    deadline.throwIfAborted()
+    handle.assertIs(ref)
+    return handle
+  } catch (error) {
+    await handle.close()
+    throw error
+  }
+}
+
+async function identify(number: number, fd: number): Promise<Handle> {
+  const bytes = newInfo()
+  const answer = await binding().loopGetStatus64(fd, bytes)
+  if (answer >= 0) return new Handle(number, fd, { owned: false, backing: decodeInfo(bytes) })
+  if (answer === -constants.errno.ENXIO) return new Handle(number, fd, { owned: false, backing: undefined })
+  await close(fd)
+  throw explain({ call: 'LOOP_GET_STATUS64', errno: answer, path: devicePath(number), number })
+}
+
+export function checkDeviceRef(value: unknown): LoopRef {
+  if (typeof value === 'number') return { number: checkLoopNumber(value) }
+  if (typeof value === 'string') {
+    const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(value)?.[1]
+    if (digits === undefined)
+      throw wrongValue('device', `must look like loop7 or /dev/loop7, not ${JSON.stringify(value)}`)
+    return { number: checkLoopNumber(Number(digits)) }
+  }
+  if (typeof value !== 'object' || value === null || !('number' in value)) {
+    throw wrongType('device', 'a number, a path or an object with a number', value)
+  }
+  const number = checkLoopNumber(value.number)
+  const diskSeq = 'diskSeq' in value ? value.diskSeq : undefined
+  const backing = 'backing' in value ? value.backing : undefined
+  if (backing !== undefined && typeof backing !== 'string') throw wrongType('device.backing', 'a string', backing)
+  return {
+    number,
+    ...(diskSeq !== undefined && { diskSeq: checkInteger('diskSeq', diskSeq, 0, Number.MAX_SAFE_INTEGER) }),
+    ...(backing !== undefined && { backing }),
+  }
+}

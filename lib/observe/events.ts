@@ -1,0 +1,95 @@
+/** The events of watch(), and how two readings of a device in sysfs become events. */
+
+import type { LoopInfo } from './list.ts'
+
+/** What happened to a device, and the device as it was then. */
+export type LoopEvent =
+  | {
+      /**
+       * `attach`, `add`: as it is from now on. `detach`: as it was last seen attached. `resize`: it shows another number
+       * of bytes. `change`: anything else of it, another backing file by LOOP_CHANGE_FD as well.
+       */
+      type: 'attach' | 'detach' | 'change' | 'resize' | 'add'
+      number: number
+      info: LoopInfo
+    }
+  | { type: 'remove'; number: number }
+  | {
+      /**
+       * All devices there are, free ones too: what happened to them since the event before is not told one by one.
+       * `overrun`: more happened than the kernel or the reader kept up with. `no-netlink`, first of all: the kernel does
+       * not send uevents here, so that everything is noticed at the next look, about a second later.
+       */
+      type: 'resync'
+      cause: 'overrun' | 'no-netlink'
+      devices: LoopInfo[]
+    }
+
+/** What the uevents of a device said since it was last looked at. */
+export interface Hint {
+  removed: boolean
+  detached: boolean
+}
+
+export const NO_HINT: Hint = { removed: false, detached: false }
+
+/** What is known of a device. */
+export interface Known {
+  info: LoopInfo
+  /** Free, and with the disk sequence number of what was attached: the kernel is about to give it a new one. */
+  going: boolean
+}
+
+/** What is known of a device after a look at it. */
+export function know(before: Known | undefined, now: LoopInfo): Known {
+  const wasThere = before !== undefined && (before.info.attached || before.going)
+  return { info: now, going: wasThere && !now.attached && now.diskSeq === before.info.diskSeq }
+}
+
+/** What must have happened between two looks. */
+export function compare(
+  number: number,
+  before: Known | undefined,
+  now: LoopInfo | undefined,
+  hint: Hint = NO_HINT,
+): LoopEvent[] {
+  const was = before?.info
+  if (was === undefined) return now === undefined ? [] : [{ type: 'add', number, info: now }, ...attaching(now)]
+  const moved = was.diskSeq !== now?.diskSeq
+  if (now === undefined) return [...detaching(was), { type: 'remove', number }]
+  // Not by the hint alone: it can come after the look that saw what it is about.
+  if (moved && hint.removed) {
+    return [...detaching(was), { type: 'remove', number }, { type: 'add', number, info: now }, ...attaching(now)]
+  }
+  if (was.attached && now.attached) {
+    if (moved && (hint.detached || !canBeChangedFile(was, now))) return [...detaching(was), ...attaching(now)]
+    return changes(was, now)
+  }
+  if (was.attached !== now.attached) return [...detaching(was), ...attaching(now)]
+  // Free both times. In between it was attached, or it is another one; but a detach ends with a new number itself.
+  return moved && !before?.going ? [{ type: 'change', number, info: now }] : []
+}
+
+function attaching(info: LoopInfo): LoopEvent[] {
+  return info.attached ? [{ type: 'attach', number: info.number, info }] : []
+}
+
+function detaching(info: LoopInfo): LoopEvent[] {
+  return info.attached ? [{ type: 'detach', number: info.number, info }] : []
+}
+
+/** LOOP_CHANGE_FD gives a new number too, and leaves all but the file as it is, of a read-only device. */
+function canBeChangedFile(was: LoopInfo, now: LoopInfo): boolean {
+  const { diskSeq: _, backingFile: _file, backingDeleted: _deleted, lower: _lower, ...rest } = was
+  return was.readOnly && Object.entries(rest).every(([name, value]) => now[name as keyof typeof rest] === value)
+}
+
+function changes(was: LoopInfo, now: LoopInfo): LoopEvent[] {
+  const names = [...new Set([...Object.keys(was), ...Object.keys(now)])] as (keyof LoopInfo)[]
+  const differing = names.filter((name) => was[name] !== now[name])
+  const { number } = now
+  return [
+    ...(differing.some((name) => name !== 'size') ? [{ type: 'change' as const, number, info: now }] : []),
+    ...(differing.includes('size') ? [{ type: 'resize' as const, number, info: now }] : []),
+  ]
+}

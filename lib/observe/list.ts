@@ -1,0 +1,141 @@
+/** What is attached, read from sysfs: no privileges, and no device is opened (whoever detaches would see that). */
+
+import { constants } from 'node:os'
+import { checkBoolean, checkOptions } from '../common/arguments.ts'
+import { assertSupported, refusal } from '../errors/errors.ts'
+import { explain } from '../errors/explain.ts'
+import { devicePath } from '../kernel/devnode.ts'
+import * as files from '../kernel/files.ts'
+import * as sysfs from '../kernel/sysfs.ts'
+import { type DeviceFiles, readDevices } from '../kernel/sysfs-batch.ts'
+
+/** A loop device as sysfs shows it; plain data. */
+export interface LoopInfo {
+  /** The N of /dev/loopN. */
+  number: number
+  path: string
+  /** `major:minor`. */
+  device: string
+  /** Disk sequence number; kernels 5.15 and later. */
+  diskSeq?: number
+  attached: boolean
+  /**
+   * The kernel's path of the backing file as this process's root sees it, without ` (deleted)`; null when free, and
+   * for a path of more than 4094 bytes, which sysfs cannot show.
+   */
+  backingFile: string | null
+  /** The file was deleted: the kernel says so, and nothing exists under the whole text. */
+  backingDeleted: boolean
+  /** Bytes. */
+  offset: number
+  /** Bytes; 0: to the end of the file. */
+  sizeLimit: number
+  /** What the device shows, in bytes: a multiple of 512. */
+  size: number
+  /** Logical block size in bytes. */
+  blockSize: number
+  readOnly: boolean
+  autoclear: boolean
+  partscan: boolean
+  directIO: boolean
+  /** Backed by this other loop device. */
+  lower?: number
+}
+
+export interface ListOptions {
+  /** The free devices too. Default false. */
+  all?: boolean | undefined
+}
+
+const DELETED = ' (deleted)'
+
+/** The attached devices, by number. */
+export async function list(options?: ListOptions): Promise<LoopInfo[]> {
+  const { all } = checkOptions(options, ['all'])
+  const wantsAll = all === undefined ? false : checkBoolean('all', all)
+  assertSupported()
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
+  return readInfos(numbers, wantsAll)
+}
+
+/** One device; undefined where there is none of that number. */
+export async function readInfo(number: number): Promise<LoopInfo | undefined> {
+  const [info] = await readInfos([number], true)
+  return info
+}
+
+/** So often a device is read again: one can be attached and detached in the time that reading takes, again and again. */
+const TRIES = 64
+
+/** By number. The files of a device are read one by one: those that were not of one moment are read again. */
+export async function readInfos(numbers: readonly number[], free: boolean): Promise<LoopInfo[]> {
+  const told: Promise<LoopInfo>[] = []
+  let left = numbers
+  for (let tries = TRIES; left.length > 0; tries--) {
+    const found = await readDevices(left, free)
+    if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
+    const moved: number[] = []
+    for (const [i, read] of found.entries()) {
+      const number = left[i] ?? Number.NaN
+      if (read?.moved && tries > 0) moved.push(number)
+      else if (read && (free || read.backingFile !== null)) told.push(toInfo(number, read))
+    }
+    left = moved
+  }
+  const infos = await Promise.all(told)
+  return infos.toSorted((a, b) => a.number - b.number)
+}
+
+/** Of a file that is 0 or 1. */
+const YES = '1\n'
+
+/** What the files of a device say. */
+export async function toInfo(number: number, { attributes, backingFile }: DeviceFiles): Promise<LoopInfo> {
+  const attached = backingFile !== null
+  const diskSeq = attributes.diskseq
+  const file = await describeBackingFile(backingFile ?? null)
+  const lower = /^\/dev\/loop(\d+)$/.exec(file.backingFile ?? '')?.[1]
+  return {
+    number,
+    path: devicePath(number),
+    device: attributes.dev ?? '',
+    ...(diskSeq !== undefined && { diskSeq: Number(diskSeq) }),
+    attached,
+    ...file,
+    offset: Number(attributes.offset ?? 0),
+    sizeLimit: Number(attributes.sizelimit ?? 0),
+    size: Number(attributes.size ?? 0) * 512,
+    blockSize: Number(attributes['queue/logical_block_size'] ?? 512),
+    readOnly: attributes.ro === YES,
+    autoclear: attributes.autoclear === YES,
+    partscan: attributes.partscan === YES,
+    directIO: attributes.dio === YES,
+    ...(lower !== undefined && { lower: Number(lower) }),
+  }
+}
+
+/** A file can be named `x (deleted)`: only that nothing exists under the whole text tells. */
+export async function describeBackingFile(
+  text: string | null,
+): Promise<Pick<LoopInfo, 'backingFile' | 'backingDeleted'>> {
+  if (text === null || !text.endsWith(DELETED)) return { backingFile: text, backingDeleted: false }
+  const exists = typeof (await files.stat(text)) !== 'number'
+  return exists
+    ? { backingFile: text, backingDeleted: false }
+    : { backingFile: text.slice(0, -DELETED.length), backingDeleted: true }
+}
+
+export interface FileIdentity {
+  dev: bigint
+  ino: bigint
+}
+
+/** @throws `no-such-device`, `unsupported-platform` without sysfs */
+export async function requireInfo(number: number): Promise<LoopInfo> {
+  const info = await readInfo(number)
+  if (info) return info
+  if (!sysfs.isMounted())
+    throw explain({ call: 'scandir', errno: -constants.errno.ENOENT, path: '/sys/block' }, 'read /sys')
+  throw refusal('no-such-device', 'open', 'there is no such device', { path: devicePath(number) })
+}
