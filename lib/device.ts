@@ -4,6 +4,7 @@ import { changeBackingFile, type ChangeOptions } from './change/change.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
 import type { BackingFile } from './common/arguments.ts'
+import type { Warning } from './common/warnings.ts'
 import { detach, type DetachOptions, type DetachResult, detachSync } from './detach/detach.ts'
 import { dispose, disposeSync, release } from './detach/dispose.ts'
 import { findHolders, type Holder } from './errors/holders.ts'
@@ -56,6 +57,11 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   /** Attached by this handle, and so detached when it is disposed. */
   get owned(): boolean {
     return this.#handle.owned
+  }
+
+  /** What is allowed and odd about this device or its image, as far as this handle has seen it; never thrown. */
+  get warnings(): readonly Warning[] {
+    return this.#handle.warnings.list
   }
 
   /**

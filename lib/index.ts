@@ -1,5 +1,7 @@
 export { type BackingFile, type Bytes } from './common/arguments.ts'
 export { type AttachOptions } from './attach/options.ts'
+export { type Wait } from './common/deadline.ts'
+export { type Warning, type WarningCode } from './common/warnings.ts'
 export { type ChangeOptions } from './change/change.ts'
 export { type Progress } from './change/progress.ts'
 export { LoopControl, type RemoveOptions } from './control.ts'

@@ -22,6 +22,7 @@ import {
   print,
   printable,
   printJson,
+  printWarnings,
   report,
   table,
 } from './terminal.ts'
@@ -44,6 +45,7 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
   await interruptible(async (signal) => {
     const device = await attach(file, { ...attachOptions(flags), signal })
     try {
+      if (!flags.json) printWarnings(device.warnings)
       // Released it will have no autoclear any more.
       await (flags.json ? printJson({ ...(await device.status()), autoclear: false }) : print(`${device.path}\n`))
       signal.throwIfAborted()
@@ -105,8 +107,10 @@ export async function statusAction(number: number, { json }: Json): Promise<void
   const device = await open(number)
   const status = await closing(device, () => device.status())
   if (json) return printJson(status)
+  const { warnings, ...fields } = status
+  printWarnings(warnings)
   await print(
-    Object.entries(status)
+    Object.entries(fields)
       .map(([key, value]) => `${key}: ${printable(String(value ?? '-'))}\n`)
       .join(''),
   )

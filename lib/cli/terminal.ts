@@ -1,6 +1,7 @@
 /** What the command reads and writes: sizes, tables, JSON, errors, exit codes, signals. */
 
 import { CommanderError, InvalidArgumentError } from 'commander'
+import type { Warning } from '../common/warnings.ts'
 import { LoopError } from '../errors/errors.ts'
 
 export const EXIT_FAILED = 1
@@ -66,6 +67,11 @@ export function printJson(value: unknown): Promise<void> {
 
 export function warn(text: string): void {
   process.stderr.write(`loopctl: ${printable(text)}\n`)
+}
+
+/** What is odd and allowed, on stderr. */
+export function printWarnings(warnings: readonly Warning[]): void {
+  for (const { message, hint } of warnings) warn(`warning: ${message}${hint === undefined ? '' : ` (${hint})`}`)
 }
 
 /** A file name can hold anything; a terminal must not obey it. */

@@ -2,11 +2,16 @@
 
 import { checkSignal, checkTimeout } from './arguments.ts'
 
+/** What bounds a wait; of everything that asks the kernel. */
+export interface Wait {
+  /** Gives up, undoes what had been done, and rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+  /** Milliseconds for the whole of it; 0: one try, without waiting. */
+  timeout?: number | undefined
+}
+
 /** The options that bound a wait, checked; `timeout` in milliseconds is for where none is given. */
-export function checkDeadline(
-  given: { timeout?: number | undefined; signal?: AbortSignal | undefined },
-  timeout: number,
-): Deadline {
+export function checkDeadline(given: Wait, timeout: number): Deadline {
   return new Deadline(
     given.timeout === undefined ? timeout : checkTimeout(given.timeout),
     given.signal === undefined ? undefined : checkSignal(given.signal),

@@ -2,6 +2,7 @@
 
 import { constants } from 'node:os'
 import type { Failure } from '../errors/causes.ts'
+import { Warnings } from '../common/warnings.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding, type Binding } from '../kernel/binding.ts'
@@ -75,6 +76,9 @@ export class Handle {
   readonly owned: boolean
   /** Whether nodes of partitions are made where they are missing. */
   readonly createNode: boolean
+
+  /** What was found odd about the device, from attach on. */
+  readonly warnings: Warnings = new Warnings()
 
   /** Apart, so that the descriptor can be closed when the handle is gone. */
   readonly #remains: Remains

@@ -1,6 +1,7 @@
 /** One attached device: what it is set to, and setting it. */
 
 import type { Handle } from '../handle/handle.ts'
+import type { Warning } from '../common/warnings.ts'
 import { findSwappableLower } from '../handle/lower.ts'
 import { minorOfDevice } from '../kernel/features.ts'
 import { Sequence } from '../kernel/sequence.ts'
@@ -29,6 +30,8 @@ export interface LoopStatus extends LoopInfo {
   backingInode: string
   /** The upper device of a stack: see `swappable` of attach. */
   swappable: boolean
+  /** What was found odd about the device by the handle that was asked: see {@link Warning}. */
+  warnings: readonly Warning[]
 }
 
 /** @throws `not-attached`, `replaced` */
@@ -43,6 +46,7 @@ export async function readStatus(handle: Handle): Promise<LoopStatus> {
       backingDevice: formatDevice(loop.device),
       backingInode: loop.inode.toString(),
       swappable: (await findSwappableLower(handle)) !== undefined,
+      warnings: handle.warnings.list,
     }
   })
 }

@@ -78,6 +78,7 @@ describe('status and setStatus', () => {
       backingDevice: String(losetup(device.path)?.['back-maj:min']).trim(),
       backingInode: String(ino),
       swappable: false,
+      warnings: [],
     })
   })
 

@@ -1,0 +1,44 @@
+/** What is allowed and odd: told beside the result, never thrown, and never printed by the library. */
+
+/** What a {@link Warning} is about; a closed union, for programs that decide by it. */
+export type WarningCode =
+  | 'tail-cut'
+  | 'nothing-to-see'
+  | 'partition-left-out'
+  | 'partition-cut'
+  | 'gpt-backup'
+  | 'table-block-size'
+  | 'window-unbounded'
+  | 'open-for-writing'
+  | 'backing-mounted'
+  | 'no-parser'
+  | 'direct-io-buffered'
+  | 'data-lost'
+  | 'not-answering'
+
+/** Something that an operation found odd and allowed all the same; plain data. */
+export interface Warning {
+  code: WarningCode
+  /** One sentence, with the figures. */
+  message: string
+  /** What can be done about it, one sentence. */
+  hint?: string
+}
+
+/** The warnings of one device: each said once, however often it is found. */
+export class Warnings {
+  readonly #all = new Map<string, Warning>()
+
+  get list(): readonly Warning[] {
+    return [...this.#all.values()]
+  }
+
+  add(code: WarningCode, message: string, hint?: string): void {
+    this.#all.set(`${code} ${message}`, { code, message, ...(hint !== undefined && { hint }) })
+  }
+
+  /** Takes back those with one of the codes: what they were about is looked at anew. */
+  clear(...codes: readonly WarningCode[]): void {
+    for (const [key, { code }] of this.#all) if (codes.includes(code)) this.#all.delete(key)
+  }
+}
