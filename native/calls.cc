@@ -161,6 +161,12 @@ long CopyFileRange(Arguments& a) {
   off_t out = in;
   return Answer(::copy_file_range(a.Int(0), &in, a.Int(1), &out, static_cast<std::size_t>(a.U64(3)), 0));
 }
+// Writes what is dirty in the page cache to the filesystem and waits for it; no flush of the disk.
+long SyncFileRange(Arguments& a) {
+  constexpr unsigned kAll =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  return Answer(::sync_file_range(a.Int(0), 0, 0, kAll));
+}
 // Shares the blocks of the whole file, where the filesystem can.
 long FiClone(Arguments& a) { return Ioctl(a.Int(0), FICLONE, a.Int(1)); }
 // Clean pages of the whole file leave the cache: what is read next comes from the medium.
@@ -227,6 +233,12 @@ long Vacate(Arguments& a) {
   return answer;
 }
 // One for each partition, and a few.
+// 0 while the device is attached, or being detached; ENOENT where it is free, or there is none.
+long SysfsLoop(Arguments& a) {
+  char path[kSysfsPathSize];
+  std::snprintf(path, sizeof path, "/sys/block/loop%d/loop", a.Int(0));
+  return Answer(::access(path, F_OK));
+}
 long SysfsLinks(Arguments& a) {
   char path[kSysfsPathSize];
   std::snprintf(path, sizeof path, "/sys/block/loop%d", a.Int(0));
@@ -326,6 +338,8 @@ constexpr Call kCalls[] = {
     {"dup3", Dup3, {kInt, kInt}},
     {"vacate", Vacate, {kInt}},
     {"sysfsLinks", SysfsLinks, {kInt}},
+    {"sysfsLoop", SysfsLoop, {kInt}},
+    {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
     {"loopGetFlags", LoopGetFlags, {kInt}},
     {"reopenExclusive", ReopenExclusive, {kInt, kInt}},

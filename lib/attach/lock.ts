@@ -1,7 +1,7 @@
 /**
- * One attach at a time, as far as that goes: flock(LOCK_EX) on /dev/loop-control, the protocol that systemd follows
- * too, and a queue within the process. An optimisation and no guarantee: losetup takes no lock, private /dev nodes do
- * not share it, and nobody waits long for it.
+ * flock(LOCK_EX) on /dev/loop-control, the protocol that systemd follows too: whoever attaches has the free devices to
+ * itself for a moment. It is for speed alone and guarantees nothing: losetup takes no lock, and a private /dev of a
+ * container has a node, and so a lock, of its own.
  */
 
 import { constants } from 'node:os'
@@ -28,87 +28,30 @@ export interface ControlLock {
   release(): void
 }
 
-/** Whether nobody in this process has the lock, or waits for it. */
-export function isLockIdle(): boolean {
-  return !busy
-}
-
-interface Waiter {
-  hasTurn: boolean
-  wake: () => void
-}
-
-const waiting: Waiter[] = []
-let busy = false
-/** Counts turns: as long as it moves, waiting is worth while. */
-let turns = 0
-
 /**
  * @param control a descriptor of /dev/loop-control; -1 where there is none
  * @throws the signal's reason
  */
 export async function lockControl(control: number, deadline: Deadline): Promise<ControlLock> {
-  const hadTurn = await waitForTurn(deadline)
-  let locked = false
-  try {
-    locked = hadTurn && control >= 0 && (await lockFile(control, deadline))
-  } catch (error) {
-    if (hadTurn) endTurn()
-    throw error
-  }
-  let released = false
+  let held = control >= 0 && (await lockFile(control, deadline))
   return {
-    held: locked,
+    held,
     release() {
-      if (released) return
-      released = true
-      if (locked) binding().flockSync(control, LOCK_UN)
-      if (hadTurn) endTurn()
+      if (held) binding().flockSync(control, LOCK_UN)
+      held = false
     },
   }
-}
-
-async function waitForTurn(deadline: Deadline): Promise<boolean> {
-  if (!busy) {
-    busy = true
-    return true
-  }
-  const waiter: Waiter = { hasTurn: false, wake: nothing }
-  const woken = new Promise<void>((resolve) => {
-    waiter.wake = resolve
-  })
-  waiting.push(waiter)
-  try {
-    // For as long as the others get on.
-    for (let seen = -1; !waiter.hasTurn && seen !== turns;) {
-      seen = turns
-      if (!(await deadline.pause(PATIENCE, woken))) break
-    }
-  } catch (error) {
-    if (waiter.hasTurn) endTurn()
-    throw error
-  } finally {
-    if (!waiter.hasTurn) waiting.splice(waiting.indexOf(waiter), 1)
-  }
-  return waiter.hasTurn
-}
-
-function nothing(): void {}
-
-function endTurn(): void {
-  turns++
-  const next = waiting.shift()
-  if (next) {
-    next.hasTurn = true
-    next.wake()
-  } else busy = false
 }
 
 /** Somebody had the lock for longer than our patience: until it is free again, only a look and no waiting. */
 let stuck = false
 
-/** Never in a pool thread: four of them waiting there would stop the whole program. */
-async function lockFile(control: number, deadline: Deadline): Promise<boolean> {
+/**
+ * Waits by trying again, not in flock(2): a thread that waits there cannot be called back. False where it was given up.
+ *
+ * @throws the signal's reason
+ */
+export async function lockFile(control: number, deadline: Deadline): Promise<boolean> {
   const start = performance.now()
   let seen: number | undefined
   let since = start

@@ -33,8 +33,12 @@ export interface Found extends Claim {
  * whoever attached it. It says nothing of block devices, of files that the caller has open, or without CAP_LEASE.
  */
 export async function findAttachments(backing: BackingIdentity): Promise<Found[]> {
-  if (backing.opened && binding().leaseProbeSync(backing.fd) >= 0) return []
-  return scanAttachments(backing)
+  return isFileUnshared(backing) ? [] : scanAttachments(backing)
+}
+
+/** Whether nobody else has the file open; false where that cannot be told. */
+export function isFileUnshared(backing: BackingIdentity): boolean {
+  return backing.opened && binding().leaseProbeSync(backing.fd) >= 0
 }
 
 /** Asks every attached device. */

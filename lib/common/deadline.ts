@@ -59,23 +59,66 @@ export class Deadline {
     this.throwIfAborted()
     const left = this.left
     if (left === 0) return false
-    await new Promise<void>((resolve, reject) => {
-      const signal = this.#signal
-      const end = () => {
-        clearTimeout(timer)
-        signal?.removeEventListener('abort', aborted)
-        resolve()
-      }
-      const aborted = () => {
-        clearTimeout(timer)
-        reject(signal?.reason as Error)
-      }
-      const timer = setTimeout(end, Math.min(ms, left))
-      signal?.addEventListener('abort', aborted, { once: true })
-      void wake?.then(end)
-    })
+    await this.#wait(Math.min(ms, left), wake)
     return true
   }
+
+  /**
+   * Waits until `done` resolves. False where the time was up before; with a timeout of 0 that is never.
+   *
+   * @throws the signal's reason, as soon as it is aborted
+   */
+  async waitFor(done: Promise<void>): Promise<boolean> {
+    this.throwIfAborted()
+    return this.#wait(this.#timeout > 0 ? this.left : Number.POSITIVE_INFINITY, done)
+  }
+
+  /** Whether `wake` resolved before the time was up. */
+  #wait(ms: number, wake: Promise<void> | undefined): Promise<boolean> {
+    return new Promise((resolve, reject) => {
+      const end = (isWoken: boolean) => {
+        clearTimeout(timer)
+        forget()
+        resolve(isWoken)
+      }
+      const timer = ms > MOST_MS ? undefined : setTimeout(end, ms, false)
+      const forget = onAbort(this.#signal, (reason) => {
+        clearTimeout(timer)
+        reject(reason)
+      })
+      void wake?.then(() => end(true))
+    })
+  }
+}
+
+/** setTimeout takes no more, some 24 days; what is longer has no end. */
+const MOST_MS = 2 ** 31 - 1
+
+/** Who listens to each signal: one listener of ours each, since Node warns of many and removes them one by one. */
+const listeners = new WeakMap<AbortSignal, Set<(reason: unknown) => void>>()
+
+/** Calls back, once, when the signal is aborted. Returns how to be forgotten. */
+export function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
+  if (signal === undefined) return () => {}
+  const known = listeners.get(signal) ?? new Set()
+  if (known.size === 0) {
+    listeners.set(signal, known)
+    signal.addEventListener('abort', tellListeners, { once: true })
+  }
+  known.add(callback)
+  return () => {
+    if (known.delete(callback) && known.size === 0) {
+      listeners.delete(signal)
+      signal.removeEventListener('abort', tellListeners)
+    }
+  }
+}
+
+function tellListeners(event: Event): void {
+  const signal = event.target as AbortSignal
+  const known = listeners.get(signal)
+  listeners.delete(signal)
+  for (const callback of known ?? []) callback(signal.reason)
 }
 
 /** The n-th wait (from 1) for something that passes by itself: short at first, at most 50 ms, and never in step. */

@@ -45,6 +45,8 @@ export interface Calls {
   statxCached: [fd: number, stat: Uint8Array]
   statxPath: [path: Uint8Array, stat: Uint8Array]
   sysfsLinks: [number: number]
+  sysfsLoop: [number: number]
+  syncFileRange: [fd: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]
   openRegular: [path: Uint8Array, flags: number]

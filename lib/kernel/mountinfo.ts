@@ -1,5 +1,6 @@
 /** /proc/self/mountinfo: what is mounted where in this mount namespace. */
 
+import { resolve } from 'node:path'
 import { readDirectory, readFile, readFileSync, readLinkSync } from './files.ts'
 
 export interface Mount {
@@ -30,6 +31,14 @@ export function mountOf(path: string, mounts: readonly Mount[]): Mount | undefin
   const isOn = ({ mountPoint }: Mount) => mountPoint === '/' || path === mountPoint || path.startsWith(`${mountPoint}/`)
   const longest = Math.max(...mounts.filter(isOn).map(({ mountPoint }) => mountPoint.length))
   return mounts.findLast((mount) => isOn(mount) && mount.mountPoint.length === longest)
+}
+
+/** The id of the mount that a file is on: of a descriptor, or of an absolute path, going by its text. Asks no filesystem. */
+export function mountIdOf(file: number | string, mounts: readonly Mount[]): number | undefined {
+  if (typeof file === 'string') return mountOf(resolve(file), mounts)?.id
+  const info = readFileSync(`/proc/self/fdinfo/${file}`)
+  const id = typeof info === 'number' ? undefined : /^mnt_id:\s*(\d+)$/m.exec(info.toString())?.[1]
+  return id === undefined ? undefined : Number(id)
 }
 
 /** Mounts of the device in the mount namespaces of other processes, each once; as far as /proc may be read. */

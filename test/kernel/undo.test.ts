@@ -114,7 +114,7 @@ test('a failed attach does not remove a free device that was there, though anoth
   const fd = openSync('/dev/loop-control', 'r+')
   try {
     observe((call) => {
-      if (call !== 'loopCtlGetFree') return
+      if (call !== 'sysfsLoop') return
       observe(undefined)
       loopCtlAddSync(fd, other)
     })

@@ -1,0 +1,113 @@
+/** The handle: a read-only descriptor of its own, and then the partitions. */
+
+import type { Phase } from '../../common/phases.ts'
+import { explain } from '../../errors/explain.ts'
+import { Handle } from '../../handle/handle.ts'
+import { binding } from '../../kernel/binding.ts'
+import { devicePath } from '../../kernel/devnode.ts'
+import { close, O_RDONLY } from '../../kernel/files.ts'
+import type { Sequence } from '../../kernel/sequence.ts'
+import * as sysfs from '../../kernel/sysfs.ts'
+import { removePresent } from '../../partitions/blkpg.ts'
+import { settlePartitions } from '../../partitions/nodes.ts'
+import { addFromTable } from '../../partitions/partitions.ts'
+import { type Attaching, known } from '../attaching.ts'
+import type { FreeDevice } from '../device.ts'
+
+/** A descriptor of its own, opened before the one for writing is closed: autoclear fires where there is none. */
+export class HandlePhase implements Phase {
+  readonly #work: Attaching
+  readonly #free: FreeDevice
+  /** Open already, where the rest did not come about. */
+  #kept = -1
+
+  constructor(work: Attaching, free: FreeDevice) {
+    this.#work = work
+    this.#free = free
+  }
+
+  get isDone(): boolean {
+    return this.#work.handle !== undefined && known(this.#work.device) === -1
+  }
+
+  plan(sequence: Sequence): (() => void) | undefined {
+    const work = this.#work
+    const kept = sequence.call('openLoop', work.number, O_RDONLY)
+    const closed = sequence.call('close', work.device)
+    return () => {
+      this.#kept = kept.fd
+      if (closed.answer !== undefined) work.device = -1
+      if (kept.succeeded) this.#make()
+    }
+  }
+
+  async byHand(): Promise<void> {
+    const work = this.#work
+    const number = known(work.number)
+    if (work.handle === undefined) {
+      // Another process that made the node may have failed meanwhile, and removed it again.
+      this.#kept = await this.#free.open(number, O_RDONLY)
+      if (this.#kept < 0) {
+        throw explain({ call: 'open', errno: this.#kept, path: devicePath(number), number }, 'open device')
+      }
+      this.#make()
+    }
+    const fd = known(work.device)
+    work.device = -1
+    if (fd >= 0) await close(fd)
+    await this.#free.removeSurplus(number)
+  }
+
+  #make(): void {
+    const work = this.#work
+    const { info, diskSeq } = work
+    if (info === undefined) return
+    const { createNode } = work.wanted
+    work.handle = new Handle(known(work.number), this.#kept, { owned: true, backing: info, createNode, diskSeq })
+    this.#kept = -1
+  }
+
+  async undo(): Promise<void> {
+    const { handle } = this.#work
+    const fd = handle?.owned ? handle.descriptor : this.#kept
+    if (fd >= 0) await binding().loopClrFd(fd)
+    if (this.#kept >= 0) await close(this.#kept)
+    this.#kept = -1
+    await handle?.close()
+    this.#work.handle = undefined
+  }
+}
+
+/** As asked for; where that fails, what was added is removed. */
+export class PartitionsPhase implements Phase {
+  readonly #work: Attaching
+  readonly #free: FreeDevice
+  #isSettled = false
+  #added: Awaited<ReturnType<typeof addFromTable>> = []
+
+  constructor(work: Attaching, free: FreeDevice) {
+    this.#work = work
+    this.#free = free
+  }
+
+  get isDone(): boolean {
+    return this.#isSettled || (this.#work.wanted.partscan === false && !this.#free.isHiddenFromUdev)
+  }
+
+  async byHand(): Promise<void> {
+    const { handle, wanted, deadline } = this.#work
+    if (handle === undefined) throw new TypeError('there is no handle yet')
+    // K9, 5.18 to 6.14: nothing but the close that it watches for tells udev of a new attachment.
+    if (this.#free.isHiddenFromUdev) await sysfs.announce(handle.number)
+    if (wanted.partscan === 'user') this.#added = await addFromTable(handle)
+    if (wanted.partscan !== false) await settlePartitions(handle, deadline)
+    this.#isSettled = true
+  }
+
+  async undo(): Promise<void> {
+    const { handle } = this.#work
+    if (handle === undefined || this.#work.wanted.partscan === false) return
+    // Of a device that goes all of them, whoever added them: they would stay on it.
+    await removePresent(handle, handle.owned ? sysfs.readPartitions(handle.number) : this.#added)
+  }
+}

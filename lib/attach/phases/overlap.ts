@@ -1,0 +1,149 @@
+/** No byte of a file has two writers: looked at before the device is configured, and once more after it. */
+
+import type { Phase } from '../../common/phases.ts'
+import { LoopError } from '../../errors/errors.ts'
+import type { Handle } from '../../handle/handle.ts'
+import { openHandle } from '../../handle/open.ts'
+import { devicePath } from '../../kernel/devnode.ts'
+import { diskSeqCountsAttachments } from '../../kernel/features.ts'
+import type { Sequence } from '../../kernel/sequence.ts'
+import { type Attaching, known } from '../attaching.ts'
+import type { Backing } from '../backing.ts'
+import { conflicts, type Found, isFileUnshared, overlapError, scanAttachments } from '../overlap.ts'
+
+/** Before LOOP_CONFIGURE: refuses, or finds the attachment that is to be used in place of a new one. */
+export class LookPhase implements Phase {
+  readonly #work: Attaching
+  #isDone: boolean
+
+  constructor(work: Attaching) {
+    this.#work = work
+    this.#isDone = work.wanted.overlap === 'allow'
+  }
+
+  get isDone(): boolean {
+    return this.#isDone || this.#work.isOver
+  }
+
+  /** Where nobody else has the file open, no loop device has it either. */
+  plan(sequence: Sequence): (() => void) | undefined {
+    if (!canBeProbed(this.#work)) return undefined
+    const probed = sequence.call('leaseProbe', this.#work.file)
+    return () => {
+      this.#isDone = probed.succeeded
+    }
+  }
+
+  async byHand(): Promise<void> {
+    const work = this.#work
+    const backing = backingOf(work)
+    const found = isFileUnshared(backing) ? [] : await scanAttachments(backing)
+    work.deadline.throwIfAborted()
+    if (work.wanted.overlap === 'reuse') {
+      for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
+        work.handle ??= await this.#share(backing, candidate)
+      }
+    }
+    if (work.handle === undefined) refuseConflict(work, found)
+    this.#isDone = true
+  }
+
+  #isAsWanted(other: Found): boolean {
+    const { number } = this.#work.wanted
+    const { offset, sizeLimit, readOnly, blockSize } = this.#work.settings
+    return (
+      other.offset === offset &&
+      other.sizeLimit === sizeLimit &&
+      other.readOnly === readOnly &&
+      (number === undefined || other.number === number) &&
+      (blockSize === undefined || other.blockSize === blockSize)
+    )
+  }
+
+  /** Opened first, so that it cannot go any more, and then looked at once more; undefined where it went before. */
+  async #share(backing: Backing, { number, diskSeq }: Found): Promise<Handle | undefined> {
+    let handle: Handle
+    try {
+      handle = await openHandle(diskSeq === undefined ? { number } : { number, diskSeq })
+    } catch (error) {
+      if (LoopError.is(error, 'permission') || LoopError.is(error, 'resources')) throw error
+      return undefined
+    }
+    let isShared = false
+    try {
+      const still = (await scanAttachments(backing)).find((other) => other.number === number)
+      isShared = still !== undefined && this.#isAsWanted(still)
+      return isShared ? handle : undefined
+    } finally {
+      if (!isShared) await handle.close()
+    }
+  }
+}
+
+/**
+ * After LOOP_CONFIGURE, by a probe on the same descriptor: the loop device has the same open file, so it is granted
+ * unless somebody came in between, whatever lock that one keeps. Where it is refused, or not to be had, every device is
+ * looked at, and of two that take the same bytes the newer one gives way.
+ */
+export class GuardPhase implements Phase {
+  readonly #work: Attaching
+  #isDone: boolean
+
+  constructor(work: Attaching) {
+    this.#work = work
+    this.#isDone = work.wanted.overlap === 'allow'
+  }
+
+  get isDone(): boolean {
+    return this.#isDone || this.#work.handle !== undefined
+  }
+
+  plan(sequence: Sequence): (() => void) | undefined {
+    if (!canBeProbed(this.#work)) return undefined
+    const probed = sequence.call('leaseProbe', this.#work.file)
+    return () => {
+      this.#isDone = probed.succeeded
+    }
+  }
+
+  async byHand(): Promise<void> {
+    const work = this.#work
+    const backing = backingOf(work)
+    if (!isFileUnshared(backing)) {
+      const others = await scanAttachments(backing)
+      const own = others.find(({ number }) => number === work.number)
+      refuseConflict(
+        work,
+        others.filter((other) => other.number !== work.number && isOlder(other, own)),
+      )
+    }
+    this.#isDone = true
+  }
+}
+
+/** Whether the other attachment was there first; by the number where the kernel does not count attachments. */
+function isOlder(other: Found, own: Found | undefined): boolean {
+  if (own === undefined) return true
+  if (other.diskSeq === undefined || own.diskSeq === undefined || !diskSeqCountsAttachments()) {
+    return other.number < own.number
+  }
+  return other.diskSeq < own.diskSeq
+}
+
+/** A descriptor of the caller's says nothing: its own loop device reads as free, and the caller's lease would go. */
+function canBeProbed({ argument, backing }: Attaching): boolean {
+  return 'path' in argument && (backing === undefined || backing.rdevice === undefined)
+}
+
+function backingOf({ backing }: Attaching): Backing {
+  if (backing === undefined) throw new TypeError('the backing file is not open')
+  return backing
+}
+
+function refuseConflict(work: Attaching, found: readonly Found[]): void {
+  const other = found.find((candidate) => conflicts(candidate, work.settings))
+  if (!other) return
+  const number = work.wanted.number ?? known(work.number)
+  const backing = backingOf(work)
+  throw overlapError('LOOP_CONFIGURE', number < 0 ? backing.path : devicePath(number), backing, other)
+}

@@ -1,0 +1,66 @@
+/**
+ * A workflow as a list of phases, each of which has its rule once. In the usual case all of them go in one hop to a
+ * thread: every phase that can say in advance which answers it expects is planned into one sequence of calls. The
+ * sequence ends at the first answer that is another one. The phase it ended in then does its step by hand, with the
+ * waiting, mending and explaining that may need, and what is left is planned again from there.
+ */
+
+import { Sequence } from '../kernel/sequence.ts'
+import type { Deadline } from './deadline.ts'
+
+export interface Phase {
+  /** Whether nothing is left to be done. It can become false again, where a later phase has to begin anew. */
+  readonly isDone: boolean
+  /**
+   * Adds the calls of the usual case. Returns what takes their answers over once the sequence has run; undefined: this
+   * phase cannot be planned now, and so none after it. Calls that the sequence did not reach have no answer.
+   */
+  plan?(sequence: Sequence): (() => void) | undefined
+  /** Does it call by call, in every case. Resolves without being done only where an earlier phase has to be done again. */
+  byHand(): Promise<void>
+  /** Takes back what was done, where the workflow fails. It must not throw. */
+  undo?(): Promise<void>
+}
+
+/**
+ * Does all phases, or undoes them in reverse order.
+ *
+ * @throws what a phase throws, or the signal's reason
+ */
+export async function runPhases(phases: readonly Phase[], deadline: Deadline): Promise<void> {
+  try {
+    for (;;) {
+      deadline.throwIfAborted()
+      await runPlanned(phases.filter(({ isDone }) => !isDone))
+      deadline.throwIfAborted()
+      const next = phases.find(({ isDone }) => !isDone)
+      if (next === undefined) return
+      await next.byHand()
+    }
+  } catch (error) {
+    for (const phase of phases.toReversed()) await phase.undo?.()
+    throw error
+  }
+}
+
+async function runPlanned(phases: readonly Phase[]): Promise<void> {
+  const sequence = new Sequence({ leavesOpen: true })
+  const takers: (() => void)[] = []
+  for (const phase of phases) {
+    const take = phase.plan?.(sequence)
+    if (take === undefined) break
+    takers.push(take)
+  }
+  if (takers.length === 0) return
+  await sequence.run()
+  // Each of them, whatever the one before it found: descriptors have been opened that somebody has to know of.
+  const refused: unknown[] = []
+  for (const take of takers) {
+    try {
+      take()
+    } catch (error) {
+      refused.push(error)
+    }
+  }
+  if (refused.length > 0) throw refused[0]
+}
