@@ -1,108 +1,150 @@
-/** The main job on a real device: an image attached, mounted, written, read back, let go. Run as root. */
+/**
+ * The main job on real devices, told as a story: each step shows its code, runs it, and shows what it answered.
+ * Run as root: npm run demo. Whatever happens in the middle, Ctrl-C too, everything is taken back.
+ */
 
-import { execFileSync } from 'node:child_process'
-import { closeSync, fsyncSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync } from 'node:fs'
-import { writeFileSync, writeSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { attach, find, list, LoopError } from 'loopctl'
+import { attach, list, LoopError } from 'loopctl'
+import { bytesRead, takeBack, whatIsLeft } from './demo/leftovers.js'
+import { run, whyImpossible } from './demo/machine.js'
+import { unmount } from './demo/mounts.js'
+import { Narrator } from './demo/narrator.js'
+import { Reader } from './demo/reader.js'
 
-/** @param {string} text */
-const say = (text) => console.log(text)
+const MiB = 1 << 20
 
-/** @param {string} program @param {string[]} words */
-function has(program, ...words) {
+const interruption = new AbortController()
+const { signal } = interruption
+const { step, say, sayTable } = new Narrator(story, signal)
+
+// Not in the story, because a failure in the middle of it has to take them back.
+/** @type {import('loopctl').LoopDevice | undefined} */
+let disk
+/** @type {import('loopctl').LoopDevice | undefined} */
+let system
+/** @type {Reader | undefined} */
+let reader
+
+/** Runs in an empty folder of its own, whose path it is given. @param {string} folder */
+async function story(folder) {
+  await step('An empty file becomes a block device.')
+  writeFileSync('disk.img', '')
+  truncateSync('disk.img', 64 * MiB)
+  disk = await attach('disk.img')
+  say(`${disk.path}, ${(await disk.status()).size / MiB} MiB`)
+
+  await step('It is a disk like any other: mkfs, mount, write, read.')
+  await run('mkfs.ext4', '-q', disk.path)
+  mkdirSync('mnt')
+  await run('mount', disk.path, 'mnt')
+  writeFileSync('mnt/letter', 'written through the filesystem')
+  say(readFileSync('mnt/letter', 'utf8'))
+
+  await step('A device that is in use stays, and detach() says who uses it.')
+  await disk.detach().catch(({ reason, holders }) => say(reason, holders))
+
+  await step('Unmounted, it goes; what was written is in the file.')
+  await unmount('mnt')
+  say(await disk.detach())
+  say(readFileSync('disk.img').includes('written through the filesystem'))
+
+  await step('Another image, on a "CD", holds a system that will have to move.')
+  const content = randomBytes(32 * MiB)
+  for (const name of ['files', 'cd', 'hd']) mkdirSync(name)
+  writeFileSync('files/program', content)
+  await run('mkfs.ext4', '-q', '-d', 'files', 'cd/system.img', '56M')
+
+  await step('It is mounted. Swappable: a device on a device, and ext4 on top.')
+  const options = { readOnly: true, swappable: true }
+  system = await attach('cd/system.img', options)
+  await run('mount', '-o', 'ro', system.path, 'mnt')
+  const { lower = NaN } = await system.status()
+  say(`${system.path} on /dev/loop${lower} on cd/system.img`)
+
+  await step('A program reads from it without end, past the page cache.')
+  reader = new Reader('mnt/program', content, signal)
+  const before = await reader.passes(2)
+  say(`${before.reads} reads, ${before.errors} errors`)
+
+  await step('migrate() moves the image to the "hard disk" beneath it.')
+  const moved = await system.migrate('hd/system.img', { signal })
+  say(`${moved.bytesCopied} bytes copied, verified: ${moved.verified}`)
+  const during = (await reader.count()).reads - before.reads
+  say(`${during} reads meanwhile`)
+
+  await step('The CD is destroyed. The program reads on, from the new file.')
+  rmSync('cd', { recursive: true })
+  const earlier = bytesRead(lower)
+  await run('blockdev', '--flushbufs', `/dev/loop${lower}`)
+  const { reads, errors, slowest } = await reader.passes(2)
+  const served = Math.round((bytesRead(lower) - earlier) / MiB)
+  say(`${served} MiB came from the new file`)
+  say(`${reads} reads, ${errors} errors; the slowest took ${slowest} ms`)
+
+  await step('What is attached on this machine now, whoever did it.')
+  sayTable(await list(), 'path', 'size', 'readOnly', 'backingFile')
+
+  await step('All is let go: the program, the mount, both devices.')
+  await reader.stop()
+  await unmount('mnt')
+  say(await system.detach())
+
+  await step('Nothing is left: asked of list(), sysfs and the mount table.')
+  process.chdir('/')
+  rmSync(folder, { recursive: true })
+  say('left:', await whatIsLeft(folder))
+}
+
+/** @param {unknown} error */
+function complain(error) {
+  console.error(error instanceof Error ? error.message.trim() : String(error))
+  if (LoopError.is(error) && error.hint) console.error(`hint: ${error.hint}`)
+  process.exitCode ||= 1
+}
+
+/** Tells the story in a folder of its own, and afterwards takes back whatever there still is of it. */
+async function tell() {
+  console.log('loopctl on real devices: the code of each step, and what it answered.')
+  const folder = realpathSync(mkdtempSync(join(tmpdir(), 'loopctl-demo-')))
+  process.chdir(folder)
+  /** @type {unknown[]} */
+  const errors = []
   try {
-    execFileSync(program, words, { stdio: 'ignore' })
-    return true
+    await story(folder)
   } catch (error) {
-    return /** @type {NodeJS.ErrnoException} */ (error).code !== 'ENOENT'
+    errors.push(error)
   }
+  const more = await takeBack(folder, reader, [system, disk])
+  // Only now: a Ctrl-C also ends a program that has just been started, which can be seen before the Ctrl-C itself.
+  if (signal.aborted) errors.length = 0
+  for (const error of [...errors, ...more]) complain(error)
+  const left = await whatIsLeft(folder)
+  if (left.length > 0) complain(`still there: ${left.join(', ')}`)
+  else if (process.exitCode) console.error('everything was taken back')
 }
 
-/** @param {string} folder */
-async function demo(folder) {
-  const image = join(folder, 'disk.img')
-  writeFileSync(image, '')
-  truncateSync(image, 16 << 20)
-  const withExt4 = has('mkfs.ext4', '-V')
-  if (withExt4) execFileSync('mkfs.ext4', ['-q', image])
-  else say('mkfs.ext4 is not installed (package e2fsprogs): the device is written without a filesystem')
-
-  const device = await attach(image, { reference: 'loopctl-demo' })
-  try {
-    say(`attached ${image} to ${device.path}`)
-    if (withExt4) writeThroughFilesystem(device.path, join(folder, 'mnt'))
-    else writeThroughDevice(device.path)
-    say('\nwhat is attached now:')
-    for (const { path, size, backingFile } of await list()) say(`  ${path}  ${size} bytes  ${backingFile}`)
-    say('')
-  } finally {
-    say(`${device.path} ${await device.detach()}`)
-  }
-  const left = await find(image)
-  if (left.length > 0) throw new Error(`still attached: ${left.map(({ path }) => path).join(', ')}`)
-
-  await showSquashfs(folder)
-  say('nothing is left')
+/** Ends the story before its next step; once more, it does nothing. @param {string} why @param {number} exitCode */
+function interrupt(why, exitCode) {
+  if (signal.aborted) return
+  process.exitCode = exitCode
+  console.error(why)
+  interruption.abort(new Error(why))
 }
 
-/** @param {string} device @param {string} mountPoint */
-function writeThroughFilesystem(device, mountPoint) {
-  mkdirSync(mountPoint)
-  execFileSync('mount', [device, mountPoint])
-  try {
-    writeFileSync(join(mountPoint, 'hello'), 'written through the filesystem')
-    say(`mounted it, wrote a file, and read: ${readFileSync(join(mountPoint, 'hello'), 'utf8')}`)
-  } finally {
-    execFileSync('umount', [mountPoint])
-  }
+// Until the end: a second Ctrl-C must not keep the demo from taking everything back.
+for (const name of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
+  process.on(name, () => interrupt(`interrupted by ${name}`, 128 + constants.signals[name]))
 }
+process.stdout.on('error', () => interrupt('nobody reads the output any more', 1))
+process.stderr.on('error', () => {})
 
-/** @param {string} device */
-function writeThroughDevice(device) {
-  const fd = openSync(device, 'r+')
-  writeSync(fd, 'written through the device', 4096)
-  fsyncSync(fd)
-  closeSync(fd)
-  say(`wrote, and read: ${readFileSync(device).subarray(4096, 4122).toString()}`)
-}
-
-/** @param {string} folder */
-async function showSquashfs(folder) {
-  if (!has('mksquashfs', '-version')) {
-    say('mksquashfs is not installed (package squashfs-tools): the read-only image is left out')
-    return
-  }
-  const source = join(folder, 'source')
-  const image = join(folder, 'root.squashfs')
-  mkdirSync(source)
-  writeFileSync(join(source, 'motd'), 'read from a squashfs')
-  execFileSync('mksquashfs', [source, image, '-quiet', '-no-progress'])
-  const device = await attach(image, { readOnly: true })
-  const mountPoint = join(folder, 'squashfs')
-  mkdirSync(mountPoint)
-  try {
-    execFileSync('mount', ['-t', 'squashfs', '-o', 'ro', device.path, mountPoint], { stdio: 'pipe' })
-    try {
-      say(`mounted ${image} from ${device.path}: ${readFileSync(join(mountPoint, 'motd'), 'utf8')}`)
-    } finally {
-      execFileSync('umount', [mountPoint])
-    }
-  } catch (error) {
-    say(`this kernel does not mount a squashfs: ${error instanceof Error ? error.message.trim() : String(error)}`)
-  } finally {
-    say(`${device.path} ${await device.detach()}`)
-  }
-}
-
-const folder = mkdtempSync(join(tmpdir(), 'loopctl-demo-'))
 try {
-  await demo(folder)
+  const obstacle = await whyImpossible()
+  if (obstacle !== undefined) complain(obstacle)
+  else if (!signal.aborted) await tell()
 } catch (error) {
-  if (!LoopError.is(error)) throw error
-  console.error(`${error.message}${error.hint ? `\nhint: ${error.hint}` : ''}`)
-  process.exitCode = 1
-} finally {
-  rmSync(folder, { recursive: true, force: true })
+  complain(error)
 }
