@@ -239,6 +239,18 @@ long SysfsLoop(Arguments& a) {
   std::snprintf(path, sizeof path, "/sys/block/loop%d/loop", a.Int(0));
   return Answer(::access(path, F_OK));
 }
+// 1 or 0. Unlike LOOP_GET_STATUS64 it asks no filesystem.
+long SysfsAutoclear(Arguments& a) {
+  char path[kSysfsPathSize];
+  std::snprintf(path, sizeof path, "/sys/block/loop%d/loop/autoclear", a.Int(0));
+  const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  char text = 0;
+  const ssize_t length = ::read(fd, &text, 1);
+  const long answer = length < 0 ? -errno : text == '1';
+  ::close(fd);
+  return answer;
+}
 long SysfsLinks(Arguments& a) {
   char path[kSysfsPathSize];
   std::snprintf(path, sizeof path, "/sys/block/loop%d", a.Int(0));
@@ -339,6 +351,7 @@ constexpr Call kCalls[] = {
     {"vacate", Vacate, {kInt}},
     {"sysfsLinks", SysfsLinks, {kInt}},
     {"sysfsLoop", SysfsLoop, {kInt}},
+    {"sysfsAutoclear", SysfsAutoclear, {kInt}},
     {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
     {"loopGetFlags", LoopGetFlags, {kInt}},

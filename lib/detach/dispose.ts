@@ -1,17 +1,9 @@
-/** The other ends of a handle: release() keeps the device attached, dispose detaches what the handle owns and closes what it does not. */
+/** Dispose: what the handle owns is detached, what it only opened is closed. */
 
 import { LoopError } from '../errors/errors.ts'
 import type { Handle } from '../handle/handle.ts'
-import { clearAutoclear, detach, detachSync } from './detach.ts'
-
-/** Keeps the attachment when this process ends, and closes the handle. Resolves to the device's path. */
-export async function release(handle: Handle): Promise<string> {
-  return handle.run(async () => {
-    await clearAutoclear(handle)
-    await handle.closeNow()
-    return handle.path
-  })
-}
+import { detach } from './detach.ts'
+import { detachSync } from './sync.ts'
 
 /** Never waits: what was attached by the handle is detached, lazily where it is held; what was opened is closed. */
 export async function dispose(handle: Handle): Promise<void> {

@@ -12,6 +12,8 @@ import { close, closeSync, O_RDWR } from '../kernel/files.ts'
 import { readBackingFileSync } from '../kernel/sysfs.ts'
 import {
   decodeInfo,
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_READ_ONLY,
   decodeU64,
   LOOP_MAJOR,
   type LoopInfo64,
@@ -27,7 +29,7 @@ const { EPERM } = constants.errno
 /** What the device answers as long as nobody has touched it since it was last looked at. */
 export interface Expected {
   diskSeq: number
-  flags: number
+  autoclear: boolean
 }
 
 /** struct loop_info64 as read, to be patched and written back, and decoded. */
@@ -132,7 +134,13 @@ export class Handle {
   /** Undefined where the kernel gives nothing that would tell another attachment. */
   get expected(): Expected | undefined {
     const [diskSeq, flags] = [this.#diskSeq, this.#flags]
-    return diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments() ? undefined : { diskSeq, flags }
+    if (diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments()) return undefined
+    return { diskSeq, autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0 }
+  }
+
+  /** Whether the attachment is read-only, which it is for good. */
+  get isReadOnly(): boolean {
+    return ((this.#flags ?? 0) & LO_FLAGS_READ_ONLY) !== 0
   }
 
   /**
@@ -204,12 +212,18 @@ export class Handle {
     return (this.#closing ??= this.#queue.then(() => this.closeNow()))
   }
 
-  /** Lets go of the descriptor from within an operation; `vacated`: nothing is left of it that could take long. */
-  async closeNow({ vacated = false }: { vacated?: boolean } = {}): Promise<void> {
+  /** Lets go of the descriptor from within an operation. */
+  async closeNow(): Promise<void> {
     this.#closed = true
     this.#closing ??= Promise.resolve()
-    if (vacated) closeSync(this.#take())
-    else await this.#drop()
+    await this.#drop()
+  }
+
+  /** The same of a descriptor that stands for nothing any more, so that closing it cannot take long. */
+  closeVacated(): void {
+    this.#closed = true
+    this.#closing ??= Promise.resolve()
+    closeSync(this.#take())
   }
 
   /** Marks it closed at once. An operation in flight keeps the descriptor until it ends: then answers false. */
@@ -233,11 +247,6 @@ export class Handle {
     owned.delete(this)
     forgotten.unregister(this)
     return fd
-  }
-
-  /** From now on works on `fd`, which is another descriptor of the same device; the old one is the caller's to close. */
-  replaceDescriptor(fd: number): void {
-    this.#remains.fd = fd
   }
 
   /**
@@ -276,41 +285,43 @@ export class Handle {
    * @throws `not-attached`, `detaching`, `replaced`
    */
   async readInfo(): Promise<Info> {
-    const fd = this.descriptor
     const bytes = newInfo()
-    return this.#checkedInfo(fd, bytes, await binding().loopGetStatus64(fd, bytes))
+    return this.#checkedInfo(bytes, await binding().loopGetStatus64(this.descriptor, bytes))
   }
 
   readInfoSync(): Info {
     const bytes = newInfo()
-    return this.#checkedInfo(this.descriptor, bytes, binding().loopGetStatus64Sync(this.descriptor, bytes))
+    return this.#checkedInfo(bytes, binding().loopGetStatus64Sync(this.descriptor, bytes))
   }
 
-  #checkedInfo(fd: number, bytes: Uint8Array, answer: number): Info {
+  #checkedInfo(bytes: Uint8Array, answer: number): Info {
     if (answer < 0) throw this.explain('LOOP_GET_STATUS64', answer)
+    this.assertAttachment()
     const info = decodeInfo(bytes)
     this.#flags = info.flags
-    if (!this.#isOurs(fd, info)) {
-      throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
-        path: this.path,
-        ioctl: 'LOOP_GET_STATUS64',
-        hint: 'the attachment this handle was for is gone; nothing was changed',
-      })
-    }
+    // Another process may have changed the file or the window: it is the same attachment all the same.
+    if (!this.#changing) this.#backing = info
     return { bytes, info }
   }
 
-  #isOurs(fd: number, info: LoopInfo64): boolean {
-    if (this.#changing) return true
-    if (readDiskSeq(fd) !== this.#diskSeq) return false
-    if (diskSeqCountsAttachments()) return true
-    const backing = this.#backing
-    return (
-      backing !== undefined &&
-      info.device === backing.device &&
-      info.inode === backing.inode &&
-      info.offset === backing.offset
-    )
+  /**
+   * An open descriptor of the device defers every detach, so an attachment that was there when the device was opened
+   * is still there, whoever changed its file or its settings meanwhile: the disk sequence number that it has now is
+   * taken over. A device that was free when it was opened can be anybody's since.
+   *
+   * @throws `replaced`
+   */
+  assertAttachment(): void {
+    if (this.#changing) return
+    const diskSeq = readDiskSeq(this.descriptor)
+    if (this.#backing === undefined) {
+      throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
+        path: this.path,
+        ioctl: 'LOOP_GET_STATUS64',
+        hint: 'it was free when this handle was opened; nothing was changed',
+      })
+    }
+    this.#diskSeq = diskSeq
   }
 
   /** Issues a call that needs write access or CAP_SYS_ADMIN; opens for writing only where the kernel asks for it. */

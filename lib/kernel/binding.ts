@@ -46,6 +46,7 @@ export interface Calls {
   statxPath: [path: Uint8Array, stat: Uint8Array]
   sysfsLinks: [number: number]
   sysfsLoop: [number: number]
+  sysfsAutoclear: [number: number]
   syncFileRange: [fd: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]

@@ -92,15 +92,6 @@ export function fstatSync(fd: number): BigIntStats | number {
   return answerSync('fstatSync', () => fs.fstatSync(fd, { bigint: true }))
 }
 
-/** The clock of inodes, in milliseconds, is behind by up to a tick of the kernel. */
-const TICK = 20
-
-/** Whether the path was made at that moment (Date.now()) or later. */
-export function isNodeNewerThan(path: string, moment: number): boolean {
-  const node = statSync(path)
-  return typeof node !== 'number' && Number(node.birthtimeMs) >= moment - TICK
-}
-
 export function lstatSync(path: PathLike): BigIntStats | number {
   return answerSync('lstatSync', () => fs.lstatSync(path, { bigint: true }))
 }

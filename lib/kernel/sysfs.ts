@@ -13,6 +13,7 @@ import {
   statSync,
   writeAt,
 } from './files.ts'
+import { binding } from './binding.ts'
 import { inBatches } from './pool.ts'
 import { Sequence, type Step } from './sequence.ts'
 
@@ -159,6 +160,12 @@ export function readSizeLimitSync(number: number): bigint | undefined {
   return bytes === undefined ? undefined : BigInt(bytes)
 }
 
+/** LO_FLAGS_AUTOCLEAR; undefined where it cannot be read. */
+export function readAutoclearSync(number: number): boolean | undefined {
+  const answer = binding().sysfsAutoclearSync(number)
+  return answer < 0 ? undefined : answer === 1
+}
+
 /** LO_FLAGS_PARTSCAN. */
 export function isScannedSync(number: number): boolean {
   return optionalText(`${deviceDirectory(number)}/loop/partscan`) === '1'
@@ -196,12 +203,6 @@ export function readDeviceNumbers(number: number): string | undefined {
 /** The path of the backing file, without waiting; undefined where there is none to be read. */
 export function readBackingFileSync(number: number): string | undefined {
   return backingFileOf(readFileSync(`${deviceDirectory(number)}/loop/backing_file`)) ?? undefined
-}
-
-/** How many virtual block devices the kernel has: grows by one where a loop device is made. */
-export function countBlockDevices(): number {
-  const directory = statSync('/sys/devices/virtual/block')
-  return typeof directory === 'number' ? 0 : Number(directory.nlink)
 }
 
 export function deviceDirectory(number: number): string {

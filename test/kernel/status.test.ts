@@ -173,7 +173,14 @@ describe('list and find', () => {
       await using device = await attach(file, { readOnly: true, offset: 512 })
       const attached = await list()
       expect(attached.every((info) => info.attached)).toBe(true)
-      const { reference: _, backingDevice: __, backingInode: ___, swappable: ____, ...info } = await device.status()
+      const {
+        reference: _,
+        backingDevice: __,
+        backingInode: ___,
+        swappable: ____,
+        warnings: _____,
+        ...info
+      } = await device.status()
       expect(attached.find((entry) => entry.number === device.number)).toEqual(info)
       expect(attached.some((entry) => entry.number === number)).toBe(false)
       const free = (await list({ all: true })).find((entry) => entry.number === number)

@@ -41,7 +41,7 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
     for (const how of ['aborted', 'aborted, in sequences', 'out of time'] as const) {
       const inSequences = how === 'aborted, in sequences'
       // What is done in one sequence is done, however late.
-      const isOne = how === 'out of time' && given.number === undefined && !given.overlap && !given.directIO
+      const isOne = how === 'out of time' && given.number === undefined && !given.directIO
       test(`${name}, ${how}`, { timeout: limit(60_000) }, async ({ image }) => {
         const file = image('disk', 8 << 20)
         if (given.partscan === 'user') sfdisk(file, TWO)
