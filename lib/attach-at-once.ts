@@ -1,5 +1,5 @@
 /**
- * The usual attach in one hop to the pool. What is not as expected ends it, and attach.ts goes on from there step by
+ * The usual attach in one hop to a thread. What is not as expected ends it, and attach.ts goes on from there step by
  * step: races are tried again, the kernel's bugs mended, and errors explained.
  */
 
@@ -65,7 +65,7 @@ export async function attachPathAtOnce(
   probe: boolean,
 ): Promise<Opened & { device: Outcome }> {
   const { settings } = order
-  const sequence = new Sequence({ leavesOpen: true })
+  const sequence = new Sequence()
   const stat = newStat()
   const file = sequence.call('openRegular', encodePath(given), settings.readOnly ? O_RDONLY : O_RDWR)
   sequence.call('statx', file, stat)
@@ -95,7 +95,7 @@ export async function attachPathAtOnce(
 
 /** From the device on: the lock is held, the file open, and nobody else has its bytes. */
 export async function attachOpenAtOnce(control: number, backing: Backing, order: Order): Promise<Outcome> {
-  const sequence = new Sequence({ leavesOpen: true })
+  const sequence = new Sequence()
   const finish = planCheck(sequence, order, planDevice(sequence, order, control, backing.fd))
   await sequence.run()
   return finish(backing)

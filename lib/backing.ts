@@ -1,7 +1,6 @@
 /** The backing file: opened so that nothing can block or be harmed, and looked at before the kernel gets it. */
 
 import { constants } from 'node:os'
-import type { BigIntStats } from 'node:fs'
 import type { FileArgument } from './arguments.ts'
 import { wrongValue } from './arguments.ts'
 import { backoff, type Deadline } from './deadline.ts'
@@ -115,7 +114,7 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined): Pro
 }
 
 /** The same file through a descriptor of our own, without the O_APPEND of the caller's. */
-async function reopen(given: number, stat: BigIntStats, path: string): Promise<Backing> {
+async function reopen(given: number, stat: files.FileStat, path: string): Promise<Backing> {
   const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
   return describe(fd, stat, path, true, false, async () => {
@@ -124,7 +123,7 @@ async function reopen(given: number, stat: BigIntStats, path: string): Promise<B
 }
 
 /** K10, 6.15 to 6.17: one that the kernel refuses for what it is stays open for ever. */
-function refuseOtherTypes(stat: BigIntStats, path: string): void {
+function refuseOtherTypes(stat: files.FileStat, path: string): void {
   if (stat.isFile() || stat.isBlockDevice()) return
   const type = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a FIFO' : 'neither a file nor a block device'
   throw refusal('not-a-file-or-block-device', 'stat', `is ${type}`, { path, backingFile: path })
@@ -156,7 +155,7 @@ export function describeRegular(fd: number, { device, inode, size }: Stat, path:
 
 async function describe(
   fd: number,
-  stat: BigIntStats,
+  stat: files.FileStat,
   path: string,
   writable: boolean,
   opened: boolean,

@@ -109,12 +109,12 @@ async function afterRequest(handle: Handle, { requested, autoclear }: Request): 
 }
 
 /**
- * The usual detach, in one hop to the pool. Undefined: something is not as it was when it was last looked at, or in the
+ * The usual detach, in one hop to a thread. Undefined: something is not as it was when it was last looked at, or in the
  * way; nothing was done then. The handle's descriptor keeps its number throughout, for detachSync().
  */
 async function requestAtOnce(handle: Handle): Promise<'gone' | 'going' | Request | undefined> {
   const { number, descriptor } = handle
-  const sequence = new Sequence({ leavesOpen: true })
+  const sequence = new Sequence()
   const flags = expectUntouched(handle, sequence)
   if (flags === undefined) return undefined
   const autoclear = (flags & LO_FLAGS_AUTOCLEAR) !== 0

@@ -6,7 +6,7 @@ import { binding, type Binding } from './kernel/binding.ts'
 import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from './kernel/features.ts'
 import { devicePath, openDevice } from './kernel/devnode.ts'
 import { close, closeSync, O_RDONLY, O_RDWR } from './kernel/files.ts'
-import { inBatches } from './kernel/pool.ts'
+import { inBatches } from './kernel/batches.ts'
 import { Sequence } from './kernel/sequence.ts'
 import { readBackingFileSync } from './kernel/sysfs.ts'
 import { decodeInfo, formatDevice, LOOP_MAJOR, type LoopInfo64, majorOf, minorOf, newInfo } from './kernel/uapi.ts'
@@ -328,7 +328,7 @@ export class Handle {
   }
 
   /**
-   * LOOP_GET_STATUS64, on a pool thread: it asks the backing file's filesystem, which can be on a dead server.
+   * LOOP_GET_STATUS64, on a thread: it asks the backing file's filesystem, which can be on a dead server.
    *
    * @throws `not-attached`, `detaching`, `replaced`
    */

@@ -82,7 +82,7 @@ export async function readStatus(handle: Handle): Promise<LoopStatus> {
 /** Without `lower`. */
 type Read = LoopInfo & { loop: LoopInfo64 }
 
-/** In one hop to the pool: all that sysfs has, but for the path, can be asked of the open device too. */
+/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. */
 async function readAtOnce(handle: Handle): Promise<Read | undefined> {
   const { number, descriptor, expected } = handle
   if (expected === undefined) return undefined

@@ -14,7 +14,7 @@ import {
   statSync,
   writeAt,
 } from './files.ts'
-import { inBatches } from './pool.ts'
+import { inBatches } from './batches.ts'
 import { Sequence, type Step } from './sequence.ts'
 import { little } from './uapi.ts'
 

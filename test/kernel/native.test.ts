@@ -1,12 +1,11 @@
 import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, constants, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { describe, expect } from 'vitest'
 import { attach } from '../../lib/index.ts'
-import { openFile, sysfs, test } from './support.ts'
+import { sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
 
@@ -75,8 +74,9 @@ describe('the addon', () => {
   })
 
   test('has every call as a promise and at once', () => {
-    // What opens a socket and what closes it have nothing to wait for; a sequence is for the pool.
-    const names = Object.keys(load()).filter((name) => !/^(?:uevent|sequence)/.test(name))
+    // What opens a socket and what closes it have nothing to wait for, nor what asks for threads; sequences and reading have.
+    const alone = /^(?:uevent|sequence|read|lastCallSync|giveUpSync|leaveSync|workersSync)/
+    const names = Object.keys(load()).filter((name) => !alone.test(name))
     const promised = names.filter((name) => !name.endsWith('Sync'))
     expect(promised.length).toBeGreaterThan(20)
     expect(names.toSorted()).toEqual(promised.flatMap((name) => [name, `${name}Sync`]).toSorted())
@@ -105,29 +105,6 @@ describe('the addon', () => {
     expect(addon['blkGetSize64Sync']?.(0x7fff_ffff, bytes)).toBe(-9)
     expect(await addon['blkGetSize64']?.(0x7fff_ffff, bytes)).toBe(-9)
     expect(bytes).toEqual(new Uint8Array(8).fill(0xaa))
-  })
-
-  test('makes a descriptor exclusive under its number, of a loop device only', async ({ image }) => {
-    const file = image('disk')
-    await using device = await attach(file)
-    const addon = load()
-    const fd = openFile(device.path, 'r')
-    try {
-      closeSync(openFile(device.path, constants.O_EXCL))
-      expect(addon['reopenExclusiveSync']?.(fd, constants.O_RDONLY)).toBe(fd)
-      expect(() => openFile(device.path, constants.O_EXCL)).toThrow('EBUSY')
-      expect(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')).toMatch(/^flags:\s+02/m) // O_CLOEXEC
-    } finally {
-      closeSync(fd)
-    }
-    closeSync(openFile(device.path, constants.O_EXCL))
-
-    const other = openFile(file, 'r')
-    try {
-      expect(addon['reopenExclusiveSync']?.(other, constants.O_RDONLY)).toBe(-25)
-    } finally {
-      closeSync(other)
-    }
   })
 
   test('throws a TypeError for wrong types, and attaches nothing', async ({ image }) => {
