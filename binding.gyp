@@ -3,7 +3,7 @@
   "targets": [{
     "target_name": "loopctl",
     "conditions": [["OS != 'linux'", {"type": "none"}, {
-      "sources": ["native/addon.cc", "native/calls.cc", "native/sequence.cc", "native/sysfs.cc", "native/uevent.cc"],
+      "sources": ["native/addon.cc", "native/calls.cc", "native/effects.cc", "native/environment.cc", "native/reading.cc", "native/room.cc", "native/sequence.cc", "native/sysfs.cc", "native/uevent.cc", "native/workers.cc"],
       "defines": [
         "NAPI_VERSION=9",
         "NODE_ADDON_API_DISABLE_CPP_EXCEPTIONS",
@@ -18,6 +18,8 @@
         "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wsign-conversion",
         "-Wold-style-cast", "-Wnon-virtual-dtor",
       ],
+      # Threads of the addon can be in a call when the environment that has loaded it ends.
+      "ldflags": ["-Wl,-z,nodelete"],
       "conditions": [["werror==1", {"cflags_cc": ["-Werror"]}]],
       "configurations": {"Release": {
         "defines": ["NDEBUG"],

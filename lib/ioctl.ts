@@ -2,7 +2,7 @@
  * The loop driver's ioctls one to one, on descriptors: what they take and answer is the kernel's, 64-bit fields are
  * bigint, and a refusal is a LoopError. No retries, no waiting, no undoing: that is what `loopctl` is for.
  *
- * Each exists twice: a promise (on the thread pool), and `...Sync`. All of them reject a descriptor that is not a
+ * Each exists twice: a promise (on a thread of the addon), and `...Sync`. All of them reject a descriptor that is not a
  * whole loop device with reason `not-a-loop-device` (LOOP_CLR_FD on a partition would detach the device around it),
  * and one that is not open with `closed`.
  */

@@ -1,16 +1,21 @@
-// Makes `name` (a promise, on the thread pool) and `nameSync` (now) of every row in Calls(), and adds what
-// does not fit in a row. No state of its own, so it can be loaded in any number of threads.
+// Makes `name` (a promise, on a thread of the addon) and `nameSync` (now) of every row in Calls(), and adds
+// what does not fit in a row.
 #include <napi.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "bytes.h"
 #include "calls.h"
+#include "environment.h"
+#include "reading.h"
+#include "room.h"
 #include "sequence.h"
 #include "sysfs.h"
 #include "uevent.h"
@@ -49,6 +54,7 @@ bool ReadU64(const Value& value, std::int64_t& out) {
 }
 
 bool FitsParameter(const Call& call, Parameter parameter, std::span<const std::byte> bytes) {
+  if (parameter == Parameter::kBytes || parameter == Parameter::kRoom) return true;
   if (parameter != Parameter::kPath) return bytes.size() == call.data_size;
   return !bytes.empty() && bytes.back() == std::byte{0};
 }
@@ -64,6 +70,7 @@ bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments, Size
         if (!value.IsUndefined()) return Refuse(info, call, "too many arguments");
         break;
       case Parameter::kInt:
+      case Parameter::kFd:
         if (!ReadInt(value, arguments.values[i])) return Refuse(info, call, "expected a 32-bit integer");
         break;
       case Parameter::kU64:
@@ -72,11 +79,14 @@ bool Read(const CallbackInfo& info, const Call& call, Arguments& arguments, Size
         break;
       case Parameter::kIn:
       case Parameter::kOut:
-      case Parameter::kPath: {
+      case Parameter::kPath:
+      case Parameter::kBytes:
+      case Parameter::kRoom: {
         const auto bytes = BytesOf(value);
         if (!bytes || !FitsParameter(call, parameter, *bytes))
           return Refuse(info, call, "expected a Uint8Array of the struct's size, or a path that ends in NUL");
         arguments.data[i] = bytes->data();
+        arguments.values[i] = static_cast<std::int64_t>(bytes->size());
         sizes[i] = bytes->size();
         break;
       }
@@ -90,57 +100,69 @@ Value RunSync(const CallbackInfo& info) {
   Arguments arguments;
   Sizes sizes{};
   if (!Read(info, call, arguments, sizes)) return {};
-  return Napi::Number::New(info.Env(), static_cast<double>(call.run(arguments)));
+  return Napi::Number::New(info.Env(), static_cast<double>(MakeNow(info.Env(), call, arguments)));
 }
 
-class Job final : public Napi::AsyncWorker {
+class Row final : public Task {
  public:
-  Job(const CallbackInfo& info, const Call& call, const Arguments& arguments, const Sizes& sizes)
-      : Napi::AsyncWorker(info.Env(), "loopctl"),
-        call_(call),
-        arguments_(arguments),
-        copy_(std::accumulate(sizes.begin(), sizes.end(), std::size_t{0})),
-        deferred_(Napi::Promise::Deferred::New(info.Env())) {
+  Row(const Call& call, const Arguments& arguments, const Sizes& sizes)
+      : call_(call), arguments_(arguments), room_(RoomOf(call, arguments, sizes)) {
     // A copy, so that it stays valid on another thread whatever JavaScript does.
-    std::byte* next = copy_.data();
+    if (room_.is_one()) return;
+    copy_ = std::make_unique_for_overwrite<std::byte[]>(
+        std::accumulate(sizes.begin(), sizes.end(), std::size_t{0}));
+    std::byte* next = copy_.get();
     for (std::size_t i = 0; i < kMaxParameters; ++i) {
       if (!IsData(call.parameters[i])) continue;
-      std::memcpy(next, arguments.data[i], sizes[i]);
+      if (call.parameters[i] != Parameter::kRoom) std::memcpy(next, arguments.data[i], sizes[i]);
       arguments_.data[i] = next;
       next += sizes[i];
-      if (call.parameters[i] == Parameter::kOut) {
-        filled_ = arguments_.data[i];
-        out_ = Napi::Persistent(info[i].As<Uint8Array>());
-      }
+      if (IsFilled(call.parameters[i])) filled_ = {arguments_.data[i], sizes[i]};
     }
   }
 
-  Napi::Promise Promise() const { return deferred_.Promise(); }
-
  protected:
-  void Execute() override { result_ = call_.run(arguments_); }
+  void Run() override { result_ = Make(call_, arguments_); }
 
-  void OnOK() override {
-    if (filled_ != nullptr && result_ >= 0) {
-      Uint8Array out = out_.Value();
+  bool Uses(int fd) const override {
+    for (std::size_t i = 0; i < kMaxParameters; ++i) {
+      if (call_.parameters[i] == Parameter::kFd && arguments_.Int(i) == fd) return true;
+    }
+    return false;
+  }
+
+  napi_value Answer(napi_env env, napi_value out) override {
+    if (out != nullptr && result_ >= 0 && !room_.is_one()) {
+      const auto bytes = BytesOf({env, out});
       // Transferred to another thread meanwhile: nowhere to put the answer.
-      if (out.ByteLength() == call_.data_size) {
-        std::memcpy(out.Data(), filled_, call_.data_size);
+      if (bytes && bytes->size() == filled_.size()) {
+        const bool is_struct = call_.data_size != 0;
+        std::memcpy(bytes->data(), filled_.data(),
+                    is_struct ? filled_.size() : static_cast<std::size_t>(result_));
       } else {
         result_ = -EFAULT;
       }
     }
-    deferred_.Resolve(Napi::Number::New(Env(), static_cast<double>(result_)));
+    return Napi::Number::New(env, static_cast<double>(result_));
   }
 
  private:
+  // Calls with bytes of any size have no other data.
+  static std::span<const std::byte> RoomOf(const Call& call, const Arguments& arguments, const Sizes& sizes) {
+    for (std::size_t i = 0; i < kMaxParameters; ++i) {
+      const Parameter parameter = call.parameters[i];
+      if (parameter == Parameter::kBytes || parameter == Parameter::kRoom)
+        return {arguments.data[i], sizes[i]};
+    }
+    return {};
+  }
+
   const Call& call_;
   Arguments arguments_;
-  std::vector<std::byte> copy_;
-  std::byte* filled_ = nullptr;
+  RoomUse room_;
+  std::unique_ptr<std::byte[]> copy_;
+  std::span<const std::byte> filled_;
   long result_ = 0;
-  Napi::Promise::Deferred deferred_;
-  Napi::Reference<Uint8Array> out_;
 };
 
 Value RunAsync(const CallbackInfo& info) {
@@ -148,10 +170,12 @@ Value RunAsync(const CallbackInfo& info) {
   Arguments arguments;
   Sizes sizes{};
   if (!Read(info, call, arguments, sizes)) return {};
-  Job* job = new Job(info, call, arguments, sizes);  // deletes itself when done
-  const Napi::Promise promise = job->Promise();
-  job->Queue();
-  return promise;
+  Value out;
+  for (std::size_t i = 0; i < kMaxParameters; ++i) {
+    if (IsFilled(call.parameters[i])) out = info[i];
+  }
+  const Urgency urgency = call.effect == Effect::kCloses ? Urgency::kClosing : Urgency::kUsual;
+  return Start(info.Env(), std::make_unique<Row>(call, arguments, sizes), out, urgency);
 }
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
@@ -161,7 +185,10 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
     exports.Set(name, Napi::Function::New<RunAsync>(env, name.c_str(), data));
     exports.Set(name + "Sync", Napi::Function::New<RunSync>(env, (name + "Sync").c_str(), data));
   }
+  InitEnvironment(env, exports);
   InitSequence(env, exports);
+  InitReading(env, exports);
+  InitRoom(env, exports);
   InitSysfs(env, exports);
   InitUevent(env, exports);
   return exports;

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 #include <atomic>
 #include <cerrno>
@@ -25,6 +26,7 @@ constexpr unsigned kMiscMajor = 10;
 constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/2147483647
 constexpr std::size_t kSysfsPathSize = 64;
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
+constexpr std::size_t kStatFsSize = 4 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -191,11 +193,39 @@ long StatxCached(Arguments& a) {
   return StatxOf(a.Int(0), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, a.data[1]);
 }
 long StatxPath(Arguments& a) { return StatxOf(AT_FDCWD, a.Path(0), 0, a.data[1]); }
+// Of a link itself.
+long StatxLink(Arguments& a) { return StatxOf(AT_FDCWD, a.Path(0), AT_SYMLINK_NOFOLLOW, a.data[1]); }
 
-// What node:fs has too, for sequences
+// What node:fs has too, on threads of libuv's pool and without an end
 long Close(Arguments& a) { return Answer(::close(a.Int(0))); }
 long Fsync(Arguments& a) { return Answer(::fsync(a.Int(0))); }
 long Open(Arguments& a) { return Answer(::open(a.Path(0), a.Int(1) | O_CLOEXEC)); }
+// A file that was not there.
+long Create(Arguments& a) {
+  return Answer(::open(a.Path(0), a.Int(1) | O_CREAT | O_EXCL | O_CLOEXEC, static_cast<mode_t>(a.Int(2))));
+}
+long Pread(Arguments& a) {
+  return Answer(::pread(a.Int(0), a.data[1], a.Size(1), static_cast<off_t>(a.U64(2))));
+}
+long Pwrite(Arguments& a) {
+  return Answer(::pwrite(a.Int(0), a.data[1], a.Size(1), static_cast<off_t>(a.U64(2))));
+}
+long Ftruncate(Arguments& a) { return Answer(::ftruncate(a.Int(0), static_cast<off_t>(a.U64(1)))); }
+long Fchmod(Arguments& a) { return Answer(::fchmod(a.Int(0), static_cast<mode_t>(a.Int(1)))); }
+long Access(Arguments& a) { return Answer(::access(a.Path(0), a.Int(1))); }
+long Link(Arguments& a) { return Answer(::link(a.Path(0), a.Path(1))); }
+long Rename(Arguments& a) { return Answer(::rename(a.Path(0), a.Path(1))); }
+long Unlink(Arguments& a) { return Answer(::unlink(a.Path(0))); }
+// Blocks of so many bytes: all there are, those that are free, those that are free for everybody.
+long StatFs(Arguments& a) {
+  struct statfs st{};
+  if (::statfs(a.Path(0), &st) != 0) return -errno;
+  const std::uint64_t values[] = {static_cast<std::uint64_t>(st.f_bsize), st.f_blocks, st.f_bfree,
+                                  st.f_bavail};
+  static_assert(sizeof values == kStatFsSize);
+  std::memcpy(a.data[1], values, sizeof values);
+  return 0;
+}
 // A regular file: opening a FIFO can block, and opening a device can do something to it.
 long OpenRegular(Arguments& a) {
   struct stat st{};
@@ -273,18 +303,6 @@ long LoopGetFlags(Arguments& a) {
   const long answer = LoopIoctl(a, LOOP_GET_STATUS64, &info);
   return answer < 0 ? answer : static_cast<long>(info.lo_flags);
 }
-// Makes the descriptor an exclusive one, under the same number. For runtimes whose fs opens nothing with
-// O_EXCL alone, and knows no descriptor that it has not opened.
-long ReopenExclusive(Arguments& a) {
-  if (const long refused = NeedLoopDevice(a.Int(0)); refused != 0) return refused;
-  char path[kPathSize];
-  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
-  const int exclusive = ::open(path, a.Int(1) | O_EXCL | O_CLOEXEC);
-  if (exclusive < 0) return -errno;
-  const long answer = Answer(::dup3(exclusive, a.Int(0), O_CLOEXEC));
-  ::close(exclusive);
-  return answer;
-}
 // A node of a block device, for its owner only.
 long MknodBlock(Arguments& a) {
   return Answer(::mknod(a.Path(0), S_IFBLK | S_IRUSR | S_IWUSR,
@@ -306,63 +324,81 @@ long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 using enum Parameter;
 
 constexpr Call kCalls[] = {
-    {"loopCtlAdd", LoopCtlAdd, {kInt, kInt}},
-    {"loopCtlRemove", LoopCtlRemove, {kInt, kInt}},
-    {"loopCtlGetFree", LoopCtlGetFree, {kInt}},
-    {"loopSetFd", LoopSetFd, {kInt, kInt}},
-    {"loopChangeFd", LoopChangeFd, {kInt, kInt}},
-    {"loopClrFd", LoopClrFd, {kInt}},
-    {"loopConfigure", LoopConfigure, {kInt, kInt, kIn}, sizeof(struct loop_config)},
-    {"loopConfigureProbe", LoopConfigureProbe, {kInt}},
-    {"loopGetStatus64", LoopGetStatus64, {kInt, kOut}, sizeof(struct loop_info64)},
-    {"loopSetStatus64", LoopSetStatus64, {kInt, kIn}, sizeof(struct loop_info64)},
-    {"loopSetCapacity", LoopSetCapacity, {kInt}},
-    {"loopSetDirectIo", LoopSetDirectIo, {kInt, kInt}},
-    {"loopSetBlockSize", LoopSetBlockSize, {kInt, kInt}},
-    {"blkGetSize64", BlkGetSize64, {kInt, kOut}, sizeof(std::uint64_t)},
-    {"blkGetDiskSeq", BlkGetDiskSeq, {kInt}},
-    {"blkSszGet", BlkSszGet, {kInt}},
-    {"blkRoGet", BlkRoGet, {kInt}},
-    {"blkRoSet", BlkRoSet, {kInt, kInt}},
-    {"blkFlsBuf", BlkFlsBuf, {kInt}},
-    {"blkRrPart", BlkRrPart, {kInt}},
-    {"blkPgAddPartition", BlkPgAddPartition, {kInt, kInt, kU64, kU64}},
-    {"blkPgResizePartition", BlkPgResizePartition, {kInt, kInt, kU64, kU64}},
-    {"blkPgDelPartition", BlkPgDelPartition, {kInt, kInt}},
-    {"fcntlGetFl", FcntlGetFl, {kInt}},
-    {"fcntlSetFl", FcntlSetFl, {kInt, kInt}},
-    {"fcntlGetSeals", FcntlGetSeals, {kInt}},
-    {"flock", Flock, {kInt, kInt}},
-    {"leaseProbe", LeaseProbe, {kInt}},
-    {"lseekData", LseekData, {kInt, kU64}},
-    {"lseekHole", LseekHole, {kInt, kU64}},
-    {"copyFileRange", CopyFileRange, {kInt, kInt, kU64, kU64}},
-    {"ficlone", FiClone, {kInt, kInt}},
-    {"fadviseDontNeed", FadviseDontNeed, {kInt}},
-    {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
-    {"statxCached", StatxCached, {kInt, kOut}, sizeof(struct statx)},
+    {"loopCtlAdd", LoopCtlAdd, {kFd, kInt}, 0, Effect::kAdds},
+    {"loopCtlRemove", LoopCtlRemove, {kFd, kInt}},
+    {"loopCtlGetFree", LoopCtlGetFree, {kFd}},
+    {"loopSetFd", LoopSetFd, {kFd, kFd}, 0, Effect::kAttaches},
+    {"loopChangeFd", LoopChangeFd, {kFd, kFd}},
+    {"loopClrFd", LoopClrFd, {kFd}, 0, Effect::kDetaches},
+    {"loopConfigure", LoopConfigure, {kFd, kFd, kIn}, sizeof(struct loop_config), Effect::kAttaches},
+    {"loopConfigureProbe", LoopConfigureProbe, {kFd}},
+    {"loopGetStatus64", LoopGetStatus64, {kFd, kOut}, sizeof(struct loop_info64)},
+    {"loopSetStatus64", LoopSetStatus64, {kFd, kIn}, sizeof(struct loop_info64)},
+    {"loopSetCapacity", LoopSetCapacity, {kFd}},
+    {"loopSetDirectIo", LoopSetDirectIo, {kFd, kInt}},
+    {"loopSetBlockSize", LoopSetBlockSize, {kFd, kInt}},
+    {"blkGetSize64", BlkGetSize64, {kFd, kOut}, sizeof(std::uint64_t)},
+    {"blkGetDiskSeq", BlkGetDiskSeq, {kFd}},
+    {"blkSszGet", BlkSszGet, {kFd}},
+    {"blkRoGet", BlkRoGet, {kFd}},
+    {"blkRoSet", BlkRoSet, {kFd, kInt}},
+    {"blkFlsBuf", BlkFlsBuf, {kFd}},
+    {"blkRrPart", BlkRrPart, {kFd}},
+    {"blkPgAddPartition", BlkPgAddPartition, {kFd, kInt, kU64, kU64}},
+    {"blkPgResizePartition", BlkPgResizePartition, {kFd, kInt, kU64, kU64}},
+    {"blkPgDelPartition", BlkPgDelPartition, {kFd, kInt}},
+    {"fcntlGetFl", FcntlGetFl, {kFd}},
+    {"fcntlSetFl", FcntlSetFl, {kFd, kInt}},
+    {"fcntlGetSeals", FcntlGetSeals, {kFd}},
+    {"flock", Flock, {kFd, kInt}},
+    {"leaseProbe", LeaseProbe, {kFd}},
+    {"lseekData", LseekData, {kFd, kU64}},
+    {"lseekHole", LseekHole, {kFd, kU64}},
+    {"copyFileRange", CopyFileRange, {kFd, kFd, kU64, kU64}},
+    {"ficlone", FiClone, {kFd, kFd}},
+    {"fadviseDontNeed", FadviseDontNeed, {kFd}},
+    {"statx", Statx, {kFd, kOut}, sizeof(struct statx)},
+    {"statxCached", StatxCached, {kFd, kOut}, sizeof(struct statx)},
     {"statxPath", StatxPath, {kPath, kOut}, sizeof(struct statx)},
-    {"close", Close, {kInt}},
-    {"fsync", Fsync, {kInt}},
-    {"open", Open, {kPath, kInt}},
-    {"openRegular", OpenRegular, {kPath, kInt}},
-    {"openLoop", OpenLoop, {kInt, kInt}},
-    {"dup3", Dup3, {kInt, kInt}},
-    {"vacate", Vacate, {kInt}},
+    {"statxLink", StatxLink, {kPath, kOut}, sizeof(struct statx)},
+    {"create", Create, {kPath, kInt, kInt}, 0, Effect::kCreates},
+    {"pread", Pread, {kFd, kRoom, kU64}},
+    {"pwrite", Pwrite, {kFd, kBytes, kU64}},
+    {"ftruncate", Ftruncate, {kFd, kU64}},
+    {"fchmod", Fchmod, {kFd, kInt}},
+    {"access", Access, {kPath, kInt}},
+    {"link", Link, {kPath, kPath}, 0, Effect::kNames},
+    {"rename", Rename, {kPath, kPath}},
+    {"unlink", Unlink, {kPath}},
+    {"statfs", StatFs, {kPath, kOut}, kStatFsSize},
+    {"close", Close, {kFd}, 0, Effect::kCloses},
+    {"fsync", Fsync, {kFd}},
+    {"open", Open, {kPath, kInt}, 0, Effect::kOpens},
+    {"openRegular", OpenRegular, {kPath, kInt}, 0, Effect::kOpens},
+    {"openLoop", OpenLoop, {kInt, kInt}, 0, Effect::kOpens},
+    {"dup3", Dup3, {kFd, kFd}},
+    {"vacate", Vacate, {kFd}},
     {"sysfsLinks", SysfsLinks, {kInt}},
     {"sysfsLoop", SysfsLoop, {kInt}},
     {"sysfsAutoclear", SysfsAutoclear, {kInt}},
     {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
-    {"loopGetFlags", LoopGetFlags, {kInt}},
-    {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
-    {"mknodBlock", MknodBlock, {kPath, kInt, kInt}},
-    {"nsGetUserNs", NsGetUserNs, {kInt, kOut}, sizeof(std::uint64_t)},
+    {"loopGetFlags", LoopGetFlags, {kFd}},
+    {"mknodBlock", MknodBlock, {kPath, kInt, kInt}, 0, Effect::kNames},
+    {"nsGetUserNs", NsGetUserNs, {kFd, kOut}, sizeof(std::uint64_t)},
     {"pageSize", PageSize, {}},
 };
 
 }  // namespace
 
 std::span<const Call> Calls() { return kCalls; }
+
+void DetachDevice(int fd) {
+  if (NeedLoopDevice(fd) == 0) Ioctl(fd, LOOP_CLR_FD, 0L);
+}
+
+void RemoveDevice(int control, int number) {
+  if (NeedLoopControl(control) == 0) Ioctl(control, LOOP_CTL_REMOVE, static_cast<long>(number));
+}
 
 }  // namespace loopctl

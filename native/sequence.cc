@@ -3,10 +3,12 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "bytes.h"
 #include "calls.h"
+#include "environment.h"
 
 namespace loopctl {
 namespace {
@@ -18,6 +20,7 @@ enum Flow : std::int32_t {
   kAlways = 2,
   kMask = 3,
   kNewPart = 4,  // the first step of a part: is made whatever became of those before
+  kUndoing = 8,  // of a part that is made only where the sequence was given up on
 };
 
 // lib/kernel/sequence.ts writes these, and reads the answers.
@@ -48,10 +51,12 @@ bool TakesAnswer(const Step& step, std::size_t i) { return (step.answers >> i & 
 
 bool IsSound(const Call& call, const Step& step, std::size_t i, std::size_t index, const Tape& tape) {
   const Parameter parameter = call.parameters[i];
-  if (parameter == Parameter::kNone || (parameter == Parameter::kInt && !TakesAnswer(step, i))) return true;
-  if (parameter == Parameter::kU64 || step.arguments[i] < 0) return false;
+  if (parameter == Parameter::kNone || (IsNumber(parameter) && !TakesAnswer(step, i))) return true;
+  if (parameter == Parameter::kU64 || parameter == Parameter::kBytes || parameter == Parameter::kRoom)
+    return false;
+  if (step.arguments[i] < 0) return false;
   const auto at = static_cast<std::size_t>(step.arguments[i]);
-  if (parameter == Parameter::kInt) return at < index;
+  if (IsNumber(parameter)) return at < index;
   if (at > tape.size()) return false;
   const std::size_t left = tape.size() - at;
   if (parameter == Parameter::kPath) return std::memchr(tape.data() + at, 0, left) != nullptr;
@@ -77,18 +82,6 @@ int AnswerOf(const Tape& tape, std::int32_t index) {
   return answer >= 0 && answer <= std::numeric_limits<int>::max() ? static_cast<int>(answer) : -1;
 }
 
-long Make(const Call& call, const Step& step, Tape& tape) {
-  Arguments arguments;
-  for (std::size_t i = 0; i < kMaxParameters; ++i) {
-    if (IsData(call.parameters[i])) {
-      arguments.data[i] = tape.data() + step.arguments[i];
-    } else {
-      arguments.values[i] = TakesAnswer(step, i) ? AnswerOf(tape, step.arguments[i]) : step.arguments[i];
-    }
-  }
-  return call.run(arguments);
-}
-
 bool GoesOn(const Step& step, double answer) {
   switch (step.flow & kMask) {
     case kIfExpected:
@@ -100,42 +93,72 @@ bool GoesOn(const Step& step, double answer) {
   }
 }
 
-void RunAll(std::size_t count, Tape& tape) {
-  bool goes_on = true;
-  for (std::size_t index = 0; index < count; ++index) {
-    const Step step = ReadStep(tape, index);
-    if (!goes_on && (step.flow & kNewPart) == 0) continue;
-    const auto answer = static_cast<double>(Make(Calls()[static_cast<std::size_t>(step.call)], step, tape));
-    WriteAnswer(tape, index, answer);
-    goes_on = GoesOn(step, answer);
+Arguments ArgumentsOf(const Call& call, const Step& step, Tape& tape) {
+  Arguments arguments;
+  for (std::size_t i = 0; i < kMaxParameters; ++i) {
+    if (IsData(call.parameters[i])) {
+      arguments.data[i] = tape.data() + step.arguments[i];
+    } else {
+      arguments.values[i] = TakesAnswer(step, i) ? AnswerOf(tape, step.arguments[i]) : step.arguments[i];
+    }
   }
+  return arguments;
 }
 
-class Job final : public Napi::AsyncWorker {
+class Sequence final : public Task {
  public:
-  Job(Napi::Env env, std::size_t count, Tape tape, Napi::Uint8Array out)
-      : Napi::AsyncWorker(env, "loopctl"),
-        count_(count),
-        tape_(std::move(tape)),
-        out_(Napi::Persistent(out)),
-        deferred_(Napi::Promise::Deferred::New(env)) {}
-
-  Napi::Promise Promise() const { return deferred_.Promise(); }
+  Sequence(std::size_t count, Tape tape) : count_(count), tape_(std::move(tape)) {}
 
  protected:
-  void Execute() override { RunAll(count_, tape_); }
+  void Run() override { RunParts(0); }
 
-  void OnOK() override {
-    Napi::Uint8Array out = out_.Value();
-    if (out.ByteLength() == tape_.size()) std::memcpy(out.Data(), tape_.data(), tape_.size());
-    deferred_.Resolve(Env().Undefined());
+  void Undo() override {
+    RunParts(kUndoing);
+    Task::Undo();
+  }
+
+  bool Uses(int fd) const override {
+    for (std::size_t index = 0; index < count_; ++index) {
+      if (UsesAt(index, fd)) return true;
+    }
+    return false;
+  }
+
+  napi_value Answer(napi_env env, napi_value out) override {
+    const auto bytes = BytesOf({env, out});
+    if (bytes && bytes->size() == tape_.size()) std::memcpy(bytes->data(), tape_.data(), tape_.size());
+    return Napi::Env(env).Undefined();
   }
 
  private:
+  void RunParts(std::int32_t kind) {
+    bool goes_on = true;
+    for (std::size_t index = 0; index < count_; ++index) {
+      const Step step = ReadStep(tape_, index);
+      if ((step.flow & kUndoing) != kind || (!goes_on && (step.flow & kNewPart) == 0)) continue;
+      if (kind != kUndoing && is_given_up()) return;
+      const Call& call = Calls()[static_cast<std::size_t>(step.call)];
+      Arguments arguments = ArgumentsOf(call, step, tape_);
+      const auto answer = static_cast<double>(Make(call, arguments));
+      WriteAnswer(tape_, index, answer);
+      goes_on = GoesOn(step, answer);
+    }
+  }
+
+  // Asked by another thread while this one writes answers: it reads the rest of the step only.
+  bool UsesAt(std::size_t index, int fd) const {
+    Step step{};
+    std::memcpy(&step, tape_.data() + index * sizeof step, offsetof(Step, expected));
+    const Call& call = Calls()[static_cast<std::size_t>(step.call)];
+    for (std::size_t i = 0; i < kMaxParameters; ++i) {
+      if (call.parameters[i] == Parameter::kFd && !TakesAnswer(step, i) && step.arguments[i] == fd)
+        return true;
+    }
+    return false;
+  }
+
   std::size_t count_;
   Tape tape_;
-  Napi::Reference<Napi::Uint8Array> out_;
-  Napi::Promise::Deferred deferred_;
 };
 
 // sequenceRun(count, tape): a promise; the tape has the answers then.
@@ -144,11 +167,7 @@ Napi::Value Run(const Napi::CallbackInfo& info) {
     const auto count = info[0].As<Napi::Number>().Uint32Value();
     Tape tape(bytes->begin(), bytes->end());
     if (IsSound(count, tape)) {
-      // deletes itself when done
-      Job* job = new Job(info.Env(), count, std::move(tape), info[1].As<Napi::Uint8Array>());
-      const Napi::Promise promise = job->Promise();
-      job->Queue();
-      return promise;
+      return Start(info.Env(), std::make_unique<Sequence>(count, std::move(tape)), info[1]);
     }
   }
   Napi::TypeError::New(info.Env(), "sequenceRun: expected a number of steps, and the tape that holds them")

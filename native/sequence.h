@@ -1,4 +1,4 @@
-// Calls one after another in one hop to the pool: a hop costs more than most of them.
+// Calls one after another in one hop to a thread: a hop costs more than most of them.
 #pragma once
 
 #include <napi.h>

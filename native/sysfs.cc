@@ -5,9 +5,11 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "bytes.h"
+#include "environment.h"
 
 namespace loopctl {
 namespace {
@@ -79,23 +81,17 @@ Napi::Value ToBuffer(Napi::Env env, const std::string& bytes) {
   return Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size());
 }
 
-class Job final : public Napi::AsyncWorker {
+class Reading final : public Task {
  public:
-  Job(Napi::Env env, Request request)
-      : Napi::AsyncWorker(env, "loopctl"),
-        request_(std::move(request)),
-        deferred_(Napi::Promise::Deferred::New(env)) {}
-
-  Napi::Promise Promise() const { return deferred_.Promise(); }
+  explicit Reading(Request request) : request_(std::move(request)) {}
 
  protected:
-  void Execute() override { result_ = ReadAll(request_); }
-  void OnOK() override { deferred_.Resolve(ToBuffer(Env(), result_)); }
+  void Run() override { result_ = ReadAll(request_); }
+  napi_value Answer(napi_env env, napi_value) override { return ToBuffer(env, result_); }
 
  private:
   Request request_;
   std::string result_;
-  Napi::Promise::Deferred deferred_;
 };
 
 Napi::Value RunSync(const Napi::CallbackInfo& info) {
@@ -107,10 +103,7 @@ Napi::Value RunSync(const Napi::CallbackInfo& info) {
 Napi::Value RunAsync(const Napi::CallbackInfo& info) {
   Request request;
   if (!Read(info, request)) return {};
-  Job* job = new Job(info.Env(), std::move(request));  // deletes itself when done
-  const Napi::Promise promise = job->Promise();
-  job->Queue();
-  return promise;
+  return Start(info.Env(), std::make_unique<Reading>(std::move(request)), {});
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The files of many directories of sysfs in one call: a hop to the pool for each would cost more than the
+// The files of many directories of sysfs in one call: a hop to a thread for each would cost more than the
 // reading.
 #pragma once
 

@@ -1,6 +1,5 @@
 /** The backing file: opened so that nothing can block or be harmed, and looked at before the kernel gets it. */
 
-import type { BigIntStats } from 'node:fs'
 import { constants } from 'node:os'
 import { type FileArgument, wrongValue } from '../common/arguments.ts'
 import { backoff, type Deadline } from '../common/deadline.ts'
@@ -114,7 +113,7 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined): Pro
 }
 
 /** The same file through a descriptor of our own, without the O_APPEND of the caller's. */
-async function reopen(given: number, stat: BigIntStats, path: string): Promise<Backing> {
+async function reopen(given: number, stat: files.FileStat, path: string): Promise<Backing> {
   const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
   return describe(fd, stat, path, true, false, async () => {
@@ -123,7 +122,7 @@ async function reopen(given: number, stat: BigIntStats, path: string): Promise<B
 }
 
 /** K10, 6.15 to 6.17: one that the kernel refuses for what it is stays open for ever. */
-function refuseOtherTypes(stat: BigIntStats, path: string): void {
+function refuseOtherTypes(stat: files.FileStat, path: string): void {
   if (stat.isFile() || stat.isBlockDevice()) return
   const type = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a FIFO' : 'neither a file nor a block device'
   throw refusal('not-a-file-or-block-device', 'stat', `is ${type}`, { path, backingFile: path })
@@ -155,7 +154,7 @@ export function describeRegular(fd: number, { device, inode, size }: Stat, path:
 
 async function describe(
   fd: number,
-  stat: BigIntStats,
+  stat: files.FileStat,
   path: string,
   writable: boolean,
   opened: boolean,

@@ -59,7 +59,7 @@ export function encodeSettings(settings: Settings): Uint8Array {
 export async function configure(target: Target, deadline: Deadline): Promise<Failure | undefined> {
   const { fd, backing, settings } = target
   if (!hasLoopConfigure(fd)) return setFd(target, deadline)
-  // K16, 6.15 and later: it flushes the file first. So it runs on the pool, as every call that takes a file.
+  // K16, 6.15 and later: it flushes the file first. So it runs on a thread, as every call that takes a file.
   const answer = await binding().loopConfigure(fd, backing.fd, encodeSettings(settings))
   return answer < 0 ? failureOf(target, 'LOOP_CONFIGURE', answer) : undefined
 }

@@ -59,7 +59,7 @@ export async function openSource(target: Handle, info: LoopInfo64): Promise<Sour
     return { fd: descriptor, path: devicePath, start: 0n, isFile: false, mode: 0o600, size: 0n, close: async () => {} }
   }
   const stat = await files.fstat(fd)
-  const [mode, size] = typeof stat === 'number' ? [0o600, 0n] : [Number(stat.mode) & 0o777, stat.size]
+  const [mode, size] = typeof stat === 'number' ? [0o600, 0n] : [stat.mode & 0o777, stat.size]
   const close = async () => {
     await files.close(fd)
   }
@@ -178,7 +178,7 @@ class Copier {
   readonly #window: CopyWindow
   readonly #deadline: Deadline
   readonly #onChunk: (done: bigint) => void
-  readonly #buffer = Buffer.allocUnsafe(CHUNK)
+  readonly #buffer = files.newBuffer(CHUNK)
 
   constructor(
     source: Source,

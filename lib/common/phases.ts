@@ -44,7 +44,7 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline): P
 }
 
 async function runPlanned(phases: readonly Phase[]): Promise<void> {
-  const sequence = new Sequence({ leavesOpen: true })
+  const sequence = new Sequence()
   const takers: (() => void)[] = []
   for (const phase of phases) {
     const take = phase.plan?.(sequence)

@@ -1,11 +1,12 @@
 /**
  * What the diagnosis of a failure reads. Nothing here changes anything, and nothing waits for a filesystem: sysfs,
  * procfs, and what the kernel knows of an open file without asking its server. The exception is LOOP_GET_STATUS64,
- * which is given 50 ms on a pool thread.
+ * which is given 50 ms on a thread.
  */
 
 import { constants } from 'node:os'
-import { binding, callWithin } from '../kernel/binding.ts'
+import { binding } from '../kernel/binding.ts'
+import { callWithin } from '../kernel/bounded.ts'
 import { describeNode } from '../kernel/devnode.ts'
 import { numberOfMinor, pageSize } from '../kernel/features.ts'
 import { O_PATH, readFileSync } from '../kernel/files.ts'
@@ -84,10 +85,10 @@ export interface Cause {
 export type Text = string | ((failure: Failure) => string | undefined)
 
 /** LOOP_GET_STATUS64 of the device. It asks the filesystem of the backing file, which may never answer. */
-export async function askStatus({ fd }: Failure): Promise<LoopInfo64 | null | undefined> {
+export async function askStatus({ fd, number }: Failure): Promise<LoopInfo64 | null | undefined> {
   if (fd === undefined) return undefined
   const bytes = newInfo()
-  const answer = await callWithin(DIAGNOSIS_MS, 'loopGetStatus64', fd, bytes)
+  const answer = await callWithin(DIAGNOSIS_MS, number, 'loopGetStatus64', fd, bytes)
   if (answer === -ENXIO) return null
   return answer === undefined || answer < 0 ? undefined : decodeInfo(bytes)
 }

@@ -190,7 +190,7 @@ async function* processes(devices: Devices, ownDescriptors: readonly number[]): 
       const command = await readFile(`/proc/${pid}/comm`)
       yield { device, kind: 'process', pid, command: typeof command === 'number' ? '?' : command.toString().trimEnd() }
     }
-    // procfs is read without the thread pool; a machine with many processes must not stall the event loop
+    // procfs is read without a thread; a machine with many processes must not stall the event loop
     if (performance.now() - lastPause > 5) {
       await setImmediate()
       lastPause = performance.now()

@@ -4,7 +4,7 @@ import type { LoopErrorReason } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { O_RDONLY } from '../kernel/files.ts'
-import { inBatches } from '../kernel/pool.ts'
+import { inBatches } from '../kernel/batches.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import { decodeInfo, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 

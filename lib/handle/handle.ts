@@ -280,7 +280,7 @@ export class Handle {
   }
 
   /**
-   * LOOP_GET_STATUS64, on a pool thread: it asks the backing file's filesystem, which can be on a dead server.
+   * LOOP_GET_STATUS64, on a thread: it asks the backing file's filesystem, which can be on a dead server.
    *
    * @throws `not-attached`, `detaching`, `replaced`
    */

@@ -2,7 +2,6 @@
 
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
-import { onPool, onPoolWithin } from './pool.ts'
 import { observed } from './seam.ts'
 
 /** One line a call, as in native/calls.cc; each exists as `name` and as `nameSync`. */
@@ -44,6 +43,17 @@ export interface Calls {
   statx: [fd: number, stat: Uint8Array]
   statxCached: [fd: number, stat: Uint8Array]
   statxPath: [path: Uint8Array, stat: Uint8Array]
+  statxLink: [path: Uint8Array, stat: Uint8Array]
+  statfs: [path: Uint8Array, values: Uint8Array]
+  create: [path: Uint8Array, flags: number, mode: number]
+  pread: [fd: number, buffer: Uint8Array, position: bigint]
+  pwrite: [fd: number, buffer: Uint8Array, position: bigint]
+  ftruncate: [fd: number, size: bigint]
+  fchmod: [fd: number, mode: number]
+  access: [path: Uint8Array, mode: number]
+  link: [existing: Uint8Array, path: Uint8Array]
+  rename: [from: Uint8Array, to: Uint8Array]
+  unlink: [path: Uint8Array]
   sysfsLinks: [number: number]
   sysfsLoop: [number: number]
   sysfsAutoclear: [number: number]
@@ -56,7 +66,6 @@ export interface Calls {
   fsync: [fd: number]
   dup3: [fromFd: number, toFd: number]
   vacate: [fd: number]
-  reopenExclusive: [fd: number, flags: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
   pageSize: []
@@ -72,6 +81,31 @@ interface UeventCalls {
   /** `onMessage` is called with the bytes of each uevent, or with a negative errno: the last one, but for ENOBUFS. */
   readonly ueventOpenSync: (onMessage: (message: Buffer | number) => void) => UeventSocket | number
   readonly ueventCloseSync: (socket: UeventSocket) => number
+}
+
+/** The threads of the process: how many there are, by what they do, and how many calls they were given so far. */
+export interface Workers {
+  working: number
+  idle: number
+  writtenOff: number
+  /** Calls that were given up on and have not come back. */
+  givenUp: number
+  /** Calls that wait for a thread. */
+  queued: number
+  made: number
+}
+
+/** native/workers.cc: for bounded.ts. */
+interface WorkerCalls {
+  /** What the call that was started last is called by `giveUpSync`. */
+  readonly lastCallSync: () => number
+  /** 0: it has come back; 1: it had not begun and never will; 2: it is left to its thread. */
+  readonly giveUpSync: (call: number) => number
+  /** 1: the thread of a call that was given up on closes the descriptor; 0: no such call uses it. */
+  readonly leaveSync: (fd: number) => number
+  readonly workersSync: () => Workers
+  /** native/room.cc: a Buffer that files are read into and written from without a copy. */
+  readonly newRoomSync: (bytes: number) => Buffer
 }
 
 export type CallName = keyof Calls
@@ -90,11 +124,14 @@ export type Binding = {
   readonly sequenceRows: readonly CallName[]
   readonly sysfsRead: (...lists: Lists) => Promise<Buffer>
   readonly sysfsReadSync: (...lists: Lists) => Buffer
-} & UeventCalls
+  /** native/reading.cc: a file; the names in a directory, each with a NUL at the end. */
+  readonly readWhole: (path: Uint8Array) => Promise<Buffer | number>
+  readonly readNames: (path: Uint8Array) => Promise<Buffer | number>
+} & UeventCalls &
+  WorkerCalls
 
-type AnyCall = (...values: unknown[]) => Promise<number>
+type AnyCall = (...values: unknown[]) => unknown
 
-let addon: Record<string, AnyCall> = {}
 let loaded: Binding | undefined
 
 /**
@@ -106,34 +143,44 @@ export function binding(): Binding {
   return (loaded ??= load())
 }
 
-/** A call that may hang: undefined where it takes more than `ms`, or no thread is to be had for it in that time. */
-export function callWithin<Name extends CallName>(
-  ms: number,
-  name: Name,
-  ...values: Calls[Name]
-): Promise<number | undefined> {
-  binding()
-  const call = addon[name] as (...native: Calls[Name]) => Promise<number>
-  return onPoolWithin(ms, () => observed(name, call)(...values))
-}
-
 /** Of the package. */
 export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url))
 
 function load(): Binding {
   const require = createRequire(import.meta.url)
   const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
-  addon = fromPackage(ROOT)
-  const { sequenceRows, sequenceRun } = addon
-  const result: Record<string, unknown> = {
-    sequenceRows,
-    sequenceRun: (...values: unknown[]) => onPool(async () => sequenceRun?.(...values)),
-  }
+  const addon = fromPackage(ROOT)
+  const result: Record<string, unknown> = {}
   for (const [name, call] of Object.entries(addon)) {
     // What a sequence calls is observed call by call.
-    if (name in result) continue
-    const now = observed(name, call)
-    result[name] = name.endsWith('Sync') ? now : (...values: unknown[]) => onPool(() => now(...values))
+    const now = UNOBSERVED.has(name) ? call : observed(name, call)
+    result[name] = typeof call !== 'function' || name.endsWith('Sync') ? now : rejecting(now)
   }
   return result as unknown as Binding
 }
+
+/** No thread is to be had for a call that can wait: there are none, or 128 calls that were given up on do not come back. */
+export class NoThread extends Error {
+  override readonly name = 'NoThread'
+}
+
+function rejecting(call: AnyCall): AnyCall {
+  return (...values) => {
+    try {
+      return call(...values)
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException
+      return Promise.reject(code === 'EAGAIN' ? new NoThread(message) : (error as Error))
+    }
+  }
+}
+
+const UNOBSERVED: ReadonlySet<string> = new Set([
+  'sequenceRows',
+  'sequenceRun',
+  'lastCallSync',
+  'giveUpSync',
+  'leaveSync',
+  'workersSync',
+  'newRoomSync',
+])

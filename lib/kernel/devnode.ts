@@ -2,8 +2,9 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
+import { type Bound, within } from './bounded.ts'
 import { minorOfDevice } from './features.ts'
-import { close, fstatSync, lstatSync, O_EXCL, open, readLinkSync, unlinkSync } from './files.ts'
+import { lstatSync, readLinkSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
 import { encodePath, formatDevice, LOOP_MAJOR, majorOf, minorOf } from './uapi.ts'
 
@@ -13,20 +14,9 @@ export function devicePath(number: number): string {
   return `/dev/loop${number}`
 }
 
-/**
- * Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device.
- * Looked at before too: opening another device can have effects, and opening a FIFO can wait for ever.
- */
-export async function openDevice(number: number, flags: number): Promise<number> {
-  const path = devicePath(number)
-  const before = isDevice(lstatSync(path), number)
-  if (before < 0) return before
-  const fd = await openNode(path, flags)
-  if (fd < 0) return fd
-  const after = isDevice(fstatSync(fd), number)
-  if (after === 0) return fd
-  await close(fd)
-  return after
+/** Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device. */
+export function openDevice(number: number, flags: number, bound?: Bound): Promise<number> {
+  return within(bound, number).openLoop(number, flags)
 }
 
 /** Looks at the node without opening it: 0, or the negative errno, ENOTTY where it is not that of the device. */
@@ -63,16 +53,6 @@ export function describeNode(path: string): string {
   if (node.isBlockDevice()) return `a node of block device ${formatDevice(node.rdev)}`
   if (node.isCharacterDevice()) return `a node of character device ${formatDevice(node.rdev)}`
   return node.isDirectory() ? 'a directory' : node.isFile() ? 'a plain file' : 'no device node'
-}
-
-/** open(2); Deno refuses O_EXCL without O_CREAT, so there the flag comes afterwards. */
-async function openNode(path: string, flags: number): Promise<number> {
-  if ((flags & O_EXCL) === 0 || process.versions['deno'] === undefined) return open(path, flags)
-  const fd = await open(path, flags & ~O_EXCL)
-  if (fd < 0) return fd
-  const answer = await binding().reopenExclusive(fd, flags)
-  if (answer < 0) await close(fd)
-  return answer
 }
 
 /** mknod(2), mode 0600. 0 or the negative errno, EEXIST where there is something at the path. */

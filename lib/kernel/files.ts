@@ -1,12 +1,16 @@
 /**
- * node:fs in the manner of the addon: a value, or the negative errno. Descriptors are plain numbers, because exit
- * handlers must be able to close them; libuv opens with O_CLOEXEC.
+ * Files, in the manner of the addon: a value, or the negative errno. What can wait for a filesystem runs on a thread of
+ * the addon, with an end where there is a bound (bounded.ts). Descriptors are plain numbers of the addon's: exit handlers
+ * must be able to close them, and what an environment has open is closed when it ends. So whatever is opened here must
+ * be closed here. What is left to node:fs is looked at at once, in sysfs, procfs and /dev, where nothing hangs.
  */
 
-import type { BigIntStats, BigIntStatsFs } from 'node:fs'
+import type { BigIntStats } from 'node:fs'
 import { constants } from 'node:os'
-import { onPool } from './pool.ts'
+import { binding } from './binding.ts'
+import { type Bound, leaveToThread, within } from './bounded.ts'
 import { observed } from './seam.ts'
+import { decodeStat, encodePath, little, makeDeviceOf, newStat, type Stat } from './uapi.ts'
 
 // An import would read all that node:fs exports, and so load its streams: a millisecond of every start.
 const fs = process.getBuiltinModule('node:fs')
@@ -28,21 +32,6 @@ function errnoOf(error: NodeJS.ErrnoException): number {
   return error.errno ?? -5
 }
 
-function answer<T>(
-  name: string,
-  start: (done: (error: NodeJS.ErrnoException | null, value: T) => void) => void,
-): Promise<T | number> {
-  return onPool(
-    observed(
-      name,
-      () =>
-        new Promise((resolve) => {
-          start((error, value) => resolve(error ? errnoOf(error) : value))
-        }),
-    ),
-  )
-}
-
 function answerSync<T>(name: string, call: () => T): T | number {
   try {
     return observed(name, call)()
@@ -51,45 +40,103 @@ function answerSync<T>(name: string, call: () => T): T | number {
   }
 }
 
-export function open(path: PathLike, flags: number, mode = 0o600): Promise<number> {
-  return answer('open', (done) => fs.open(path, flags, mode, done))
+/** open(2). Of those that make a file only `O_CREAT | O_EXCL`, with the mode. */
+export function open(path: PathLike, flags: number, mode = 0o600, bound?: Bound): Promise<number> {
+  const calls = within(bound, nameOf(path))
+  const creates = (flags & O_CREAT) !== 0
+  return creates ? calls.create(encodePath(path), flags, mode) : calls.open(encodePath(path), flags)
 }
 
 export function openSync(path: PathLike, flags: number): number {
-  return answerSync('openSync', () => fs.openSync(path, flags))
+  return binding().openSync(encodePath(path), flags)
 }
 
-/** The descriptor is gone whatever the answer is. Closing a loop device can be what detaches it: it may take long. */
-export function close(fd: number): Promise<number> {
-  return answer<number>('close', (done) => fs.close(fd, (error) => done(error ?? null, 0)))
+/**
+ * The descriptor is gone whatever the answer is: where a call that was given up on uses it, it is left to the thread of
+ * that. Closing a loop device can be what detaches it, and may take long.
+ */
+export async function close(fd: number, bound?: Bound): Promise<number> {
+  return leaveToThread(fd) ? 0 : within(bound).close(fd)
 }
 
 export function closeSync(fd: number): number {
-  return answerSync('closeSync', () => (fs.closeSync(fd), 0))
+  return leaveToThread(fd) ? 0 : binding().closeSync(fd)
 }
 
-export function fsync(fd: number): Promise<number> {
-  return answer<number>('fsync', (done) => fs.fsync(fd, (error) => done(error, 0)))
+export function fsync(fd: number, bound?: Bound): Promise<number> {
+  return within(bound).fsync(fd)
 }
 
 export function fsyncSync(fd: number): number {
-  return answerSync('fsyncSync', () => (fs.fsyncSync(fd), 0))
+  return binding().fsyncSync(fd)
 }
 
-export function stat(path: PathLike): Promise<BigIntStats | number> {
-  return answer('stat', (done) => fs.stat(path, { bigint: true }, done))
+export function stat(path: PathLike, bound?: Bound): Promise<FileStat | number> {
+  return statBy((bytes) => within(bound, nameOf(path)).statxPath(encodePath(path), bytes))
 }
 
-export function fstat(fd: number): Promise<BigIntStats | number> {
-  return answer('fstat', (done) => fs.fstat(fd, { bigint: true }, done))
+/** Of a link itself. */
+export function lstat(path: PathLike, bound?: Bound): Promise<FileStat | number> {
+  return statBy((bytes) => within(bound, nameOf(path)).statxLink(encodePath(path), bytes))
+}
+
+export function fstat(fd: number, bound?: Bound): Promise<FileStat | number> {
+  return statBy((bytes) => within(bound).statx(fd, bytes))
+}
+
+async function statBy(call: (bytes: Uint8Array) => Promise<number>): Promise<FileStat | number> {
+  const bytes = newStat()
+  const answer = await call(bytes)
+  return answer < 0 ? answer : new FileStat(decodeStat(bytes))
+}
+
+/** The type of a file, in `st_mode`. */
+const TYPE = 0o170000
+
+/** What stat(2) says, by its names. */
+export class FileStat {
+  readonly mode: number
+  readonly dev: bigint
+  readonly ino: bigint
+  readonly size: bigint
+  /** Of the device that a device node stands for. */
+  readonly rdev: bigint
+
+  constructor({ mode, device, inode, size, rdevice }: Stat) {
+    this.mode = mode
+    this.dev = device
+    this.ino = inode
+    this.size = size
+    this.rdev = makeDeviceOf(rdevice)
+  }
+
+  isFile(): boolean {
+    return (this.mode & TYPE) === 0o100000
+  }
+
+  isBlockDevice(): boolean {
+    return (this.mode & TYPE) === 0o060000
+  }
+
+  isDirectory(): boolean {
+    return (this.mode & TYPE) === 0o040000
+  }
+
+  isSymbolicLink(): boolean {
+    return (this.mode & TYPE) === 0o120000
+  }
+
+  isFIFO(): boolean {
+    return (this.mode & TYPE) === 0o010000
+  }
+}
+
+function nameOf(path: PathLike): string {
+  return path.toString()
 }
 
 export function statSync(path: PathLike): BigIntStats | number {
   return answerSync('statSync', () => fs.statSync(path, { bigint: true }))
-}
-
-export function fstatSync(fd: number): BigIntStats | number {
-  return answerSync('fstatSync', () => fs.fstatSync(fd, { bigint: true }))
 }
 
 export function lstatSync(path: PathLike): BigIntStats | number {
@@ -105,65 +152,80 @@ export function existsSync(path: string): boolean {
 }
 
 /** Whether the caller may read, write or (0) see the path. */
-export function access(path: PathLike, mode: number): Promise<number> {
-  return answer<number>('access', (done) => fs.access(path, mode, (error) => done(error, 0)))
+export function access(path: PathLike, mode: number, bound?: Bound): Promise<number> {
+  return within(bound, nameOf(path)).access(encodePath(path), mode)
 }
 
-export function readAt(fd: number, buffer: Uint8Array, length: number, position: number | bigint): Promise<number> {
-  return answer<number>('readAt', (done) =>
-    fs.read(fd, buffer, 0, length, position, (error, count) => done(error, count)),
-  )
+/** For {@link readAt} and {@link writeAt}, which copy from and to any other kind. Its bytes are whatever was there. */
+export function newBuffer(bytes: number): Buffer {
+  return binding().newRoomSync(bytes)
 }
 
-export function writeAt(fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> {
-  return answer<number>('writeAt', (done) =>
-    fs.write(fd, buffer, 0, length, position, (error, count) => done(error, count)),
-  )
+export function readAt(
+  fd: number,
+  buffer: Uint8Array,
+  length: number,
+  position: number | bigint,
+  bound?: Bound,
+): Promise<number> {
+  return within(bound).pread(fd, buffer.subarray(0, length), BigInt(position))
 }
 
-export function truncate(fd: number, size: number): Promise<number> {
-  return answer<number>('truncate', (done) => fs.ftruncate(fd, size, (error) => done(error, 0)))
+export function writeAt(
+  fd: number,
+  buffer: Uint8Array,
+  length: number,
+  position: number,
+  bound?: Bound,
+): Promise<number> {
+  return within(bound).pwrite(fd, buffer.subarray(0, length), BigInt(position))
 }
 
-export function changeMode(fd: number, mode: number): Promise<number> {
-  return answer<number>('changeMode', (done) => fs.fchmod(fd, mode, (error) => done(error, 0)))
+export function truncate(fd: number, size: number, bound?: Bound): Promise<number> {
+  return within(bound).ftruncate(fd, BigInt(size))
 }
 
-export function lstat(path: PathLike): Promise<BigIntStats | number> {
-  return answer('lstat', (done) => fs.lstat(path, { bigint: true }, done))
+export function changeMode(fd: number, mode: number, bound?: Bound): Promise<number> {
+  return within(bound).fchmod(fd, mode)
 }
 
 /** Bytes that this user may still write to the filesystem; ENOSYS where it does not tell (ramfs). */
-export async function roomAt(path: string): Promise<bigint | number> {
-  const stats = await answer<BigIntStatsFs>('roomAt', (done) => fs.statfs(path, { bigint: true }, done))
-  if (typeof stats === 'number') return stats
-  if (stats.blocks === 0n) return -constants.errno.ENOSYS
-  return (process.geteuid?.() === 0 ? stats.bfree : stats.bavail) * stats.bsize
+export async function roomAt(path: string, bound?: Bound): Promise<bigint | number> {
+  const values = new Uint8Array(32)
+  const answer = await within(bound, path).statfs(encodePath(path), values)
+  if (answer < 0) return answer
+  const [blockSize, blocks, free, available] = [0, 8, 16, 24].map((at) =>
+    new DataView(values.buffer).getBigUint64(at, little),
+  ) as [bigint, bigint, bigint, bigint]
+  if (blocks === 0n) return -constants.errno.ENOSYS
+  return (process.geteuid?.() === 0 ? free : available) * blockSize
 }
 
-export function link(existing: string, path: string): Promise<number> {
-  return answer<number>('link', (done) => fs.link(existing, path, (error) => done(error, 0)))
+export function link(existing: string, path: string, bound?: Bound): Promise<number> {
+  return within(bound, path).link(encodePath(existing), encodePath(path))
 }
 
-export function rename(from: string, to: string): Promise<number> {
-  return answer<number>('rename', (done) => fs.rename(from, to, (error) => done(error, 0)))
+export function rename(from: string, to: string, bound?: Bound): Promise<number> {
+  return within(bound, to).rename(encodePath(from), encodePath(to))
 }
 
-export function unlink(path: string): Promise<number> {
-  return answer<number>('unlink', (done) => fs.unlink(path, (error) => done(error, 0)))
+export function unlink(path: string, bound?: Bound): Promise<number> {
+  return within(bound, path).unlink(encodePath(path))
 }
 
-/** A small file of sysfs or procfs, whole. */
-export function readFile(path: string): Promise<Buffer | number> {
-  return answer('readFile', (done) => fs.readFile(path, done))
+/** A small file, whole. */
+export function readFile(path: string, bound?: Bound): Promise<Buffer | number> {
+  return within(bound, path).readWhole(encodePath(path))
 }
 
 export function readFileSync(path: string): Buffer | number {
   return answerSync('readFileSync', () => fs.readFileSync(path))
 }
 
-export function readDirectory(path: string): Promise<string[] | number> {
-  return answer('readDirectory', (done) => fs.readdir(path, done))
+/** Names that are no UTF-8 are not told rightly. */
+export async function readDirectory(path: string, bound?: Bound): Promise<string[] | number> {
+  const names = await within(bound, path).readNames(encodePath(path))
+  return typeof names === 'number' ? names : names.toString().split('\0').slice(0, -1)
 }
 
 export function readDirectorySync(path: string): string[] | number {

@@ -1,9 +1,7 @@
-/** Calls of the addon one after another in one hop to the pool, which costs more than most of them. */
+/** Calls of the addon one after another in one hop to a thread, which costs more than most of them. */
 
-import { constants } from 'node:os'
 import { binding, type CallName, type Calls } from './binding.ts'
-import { openDevice } from './devnode.ts'
-import * as files from './files.ts'
+import { type Asked, assertNotOver, type Bound, callBounded } from './bounded.ts'
 import { tell, wantsSingleCalls } from './seam.ts'
 
 /** A call of a sequence: once that has run, its answer; undefined where it ended before. */
@@ -34,6 +32,7 @@ const UNLESS_FAILED = 0
 const IF_EXPECTED = 1
 const ALWAYS = 2
 const NEW_PART = 4
+const UNDOING = 8
 
 interface Planned {
   name: CallName
@@ -51,14 +50,9 @@ const [EXPECTED, ANSWER] = [4, 5]
 
 /** Data that calls fill is filled when the sequence has run. */
 export class Sequence {
-  readonly #leavesOpen: boolean
   readonly #planned: Planned[] = []
   #newPart = 0
-
-  /** `leavesOpen`: what it opens it may leave open. */
-  constructor({ leavesOpen = false }: { leavesOpen?: boolean } = {}) {
-    this.#leavesOpen = leavesOpen
-  }
+  #undoing = 0
 
   /** The sequence ends here if the call fails. */
   call<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step {
@@ -80,19 +74,39 @@ export class Sequence {
     this.#newPart = NEW_PART
   }
 
+  /**
+   * What follows is called only where the sequence was given up on, when its thread has come back; then what the
+   * sequence opened and attached is closed and detached, whether there are such calls or not.
+   */
+  undoing(): void {
+    this.#newPart = NEW_PART
+    this.#undoing = UNDOING
+  }
+
   #plan(flow: number, expected: number, name: CallName, values: readonly unknown[]): Step {
     const step = new Step(this.#planned.length)
-    this.#planned.push({ name, values: values as Value[], flow: flow | this.#newPart, expected, step })
+    this.#planned.push({ name, values: values as Value[], flow: flow | this.#newPart | this.#undoing, expected, step })
     this.#newPart = 0
     return step
   }
 
-  /** To be called once. */
-  async run(): Promise<void> {
-    if (wantsSingleCalls() || (this.#leavesOpen && mustKnowDescriptors())) return this.#runSingly()
+  /**
+   * To be called once. Steps of a sequence that was given up on have their answers once that has come back.
+   *
+   * @throws GivenUp where there is a bound
+   */
+  async run(bound?: Bound, asked?: Asked): Promise<void> {
+    // Call by call it is a test's: given up on only before it begins.
+    if (wantsSingleCalls()) {
+      if (bound !== undefined) assertNotOver('sequence', bound, asked)
+      return this.#runSingly()
+    }
     const tape = this.#encode()
-    await binding().sequenceRun(this.#planned.length, tape)
-    this.#decode(tape)
+    const run = async (): Promise<void> => {
+      await binding().sequenceRun(this.#planned.length, tape)
+      this.#decode(tape)
+    }
+    await (bound === undefined ? run() : callBounded('sequence', run, bound, asked))
   }
 
   #encode(): Uint8Array {
@@ -145,9 +159,10 @@ export class Sequence {
   async #runSingly(): Promise<void> {
     let goesOn = true
     for (const { name, values, flow, expected, step } of this.#planned) {
-      if (!goesOn && (flow & NEW_PART) === 0) continue
+      if ((flow & UNDOING) !== 0 || (!goesOn && (flow & NEW_PART) === 0)) continue
       const numbers = values.map((value) => (value instanceof Step ? value.fd : value))
-      const answer = await callSingly(name, numbers)
+      const call = binding()[name] as (...native: unknown[]) => Promise<number>
+      const answer = await call(...numbers)
       step.answer = answer
       const kind = flow & ~NEW_PART
       goesOn = kind === ALWAYS || (kind === IF_EXPECTED ? answer === expected : answer >= 0)
@@ -155,45 +170,9 @@ export class Sequence {
   }
 }
 
-/**
- * Whether descriptors have to be opened by node:fs: it closes those of a worker thread when that ends, and Deno's cannot
- * close any others.
- */
-function mustKnowDescriptors(): boolean {
-  return process.versions['deno'] !== undefined || !process.getBuiltinModule('node:worker_threads').isMainThread
-}
-
 let rows: ReadonlyMap<string, number> | undefined
 
 function rowOf(name: CallName): number {
   rows ??= new Map(binding().sequenceRows.map((row, i) => [row, i]))
   return rows.get(name) ?? -1
-}
-
-type AnyCall = (...values: unknown[]) => Promise<number>
-
-/** Calls that node:fs has, which is to know of the descriptors. */
-const SINGLE: Partial<Record<CallName, unknown>> = {
-  close: files.close,
-  fsync: files.fsync,
-  open: (path: Uint8Array, flags: number) => files.open(bytesOf(path), flags),
-  openLoop: openDevice,
-  openRegular,
-}
-
-function callSingly(name: CallName, values: unknown[]): Promise<number> {
-  const call = (SINGLE[name] ?? binding()[name]) as AnyCall
-  return call(...values)
-}
-
-/** Less the NUL at the end. */
-function bytesOf(path: Uint8Array): Buffer {
-  return Buffer.from(path.subarray(0, -1))
-}
-
-async function openRegular(path: Uint8Array, flags: number): Promise<number> {
-  const given = bytesOf(path)
-  const stat = await files.stat(given)
-  if (typeof stat === 'number') return stat
-  return stat.isFile() ? files.open(given, flags | files.O_NONBLOCK) : -constants.errno.EINVAL
 }

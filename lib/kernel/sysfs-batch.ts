@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
-import { inBatches } from './pool.ts'
+import { inBatches } from './batches.ts'
 import { backingFileOf, deviceDirectory, isBound, LACKING } from './sysfs.ts'
 import { little } from './uapi.ts'
 

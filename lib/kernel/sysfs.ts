@@ -14,7 +14,7 @@ import {
   writeAt,
 } from './files.ts'
 import { binding } from './binding.ts'
-import { inBatches } from './pool.ts'
+import { inBatches } from './batches.ts'
 import { Sequence, type Step } from './sequence.ts'
 
 const { EMFILE, ENAMETOOLONG, ENFILE, ENOMEM } = constants.errno

@@ -138,6 +138,12 @@ export function makeDevice(major: number, minor: number): bigint {
   return ((high & 0xffff_f000n) << 32n) | ((high & 0xfffn) << 8n) | ((low & 0xffff_ff00n) << 12n) | (low & 0xffn)
 }
 
+/** {@link makeDevice} of a `major:minor`. */
+export function makeDeviceOf(numbers: string): bigint {
+  const [major = 0, minor = 0] = numbers.split(':').map(Number)
+  return makeDevice(major, minor)
+}
+
 export function majorOf(device: bigint): number {
   return Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xffff_f000n))
 }

@@ -184,32 +184,35 @@ test('a tape that is not sound is a TypeError, and nothing is called', async ({ 
   expect((await device.status()).attached).toBe(true)
 })
 
-/** How often the thread pool is asked for something, by whom. */
-async function countHops(operation: () => Promise<unknown>): Promise<string[]> {
-  const hops: string[] = []
+/** How often a thread is asked for something: one of the addon's, or of libuv's pool. */
+async function countHops(operation: () => Promise<unknown>): Promise<{ addon: number; libuv: number }> {
+  let libuv = 0
   const hook = createHook({
     init: (_id, type) => {
-      if (['loopctl', 'FSREQCALLBACK', 'FSREQPROMISE'].includes(type)) hops.push(type)
+      if (['FSREQCALLBACK', 'FSREQPROMISE'].includes(type)) libuv++
     },
   }).enable()
+  const { made } = binding().workersSync()
   try {
     await operation()
   } finally {
     hook.disable()
   }
-  return hops
+  return { addon: binding().workersSync().made - made, libuv }
 }
 
-describe('one hop to the pool is enough', () => {
+const ONE_HOP = { addon: 1, libuv: 0 }
+
+describe('one hop to a thread is enough', () => {
   test('for attach, for status and for detach, once the kernel is known', async ({ image }) => {
     const file = image('disk')
     // the first one finds out what the kernel can do
     await (await attach(file)).detach()
     let device = await attach(file)
     await device.detach()
-    expect(await countHops(async () => (device = await attach(file)))).toEqual(['loopctl'])
-    expect(await countHops(async () => device.status())).toEqual(['loopctl'])
-    expect(await countHops(async () => device.detach())).toEqual(['loopctl'])
+    expect(await countHops(async () => (device = await attach(file)))).toEqual(ONE_HOP)
+    expect(await countHops(async () => device.status())).toEqual(ONE_HOP)
+    expect(await countHops(async () => device.detach())).toEqual(ONE_HOP)
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
   })
 
@@ -217,7 +220,7 @@ describe('one hop to the pool is enough', () => {
     const file = image('disk')
     await (await attach(file)).detach()
     const device = await attach(file)
-    expect(await countHops(async () => device[Symbol.asyncDispose]())).toEqual(['loopctl'])
+    expect(await countHops(async () => device[Symbol.asyncDispose]())).toEqual(ONE_HOP)
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
   })
 })
