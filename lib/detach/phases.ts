@@ -232,6 +232,8 @@ export class ClearPhase implements Phase {
   async undo(): Promise<void> {
     if (!this.#work.isExclusive || this.#work.isGoing) return
     try {
+      // Where detachSync() came meanwhile, the deferred detach is what is wanted.
+      this.#work.handle.assertOpen()
       await this.#takeBack()
     } catch {
       // The error that ended the detach is the one to be told.
