@@ -11,6 +11,7 @@ import { text } from 'node:stream/consumers'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
 import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
+import { skipForKernel } from '../needs.ts'
 import { attachedNumbers, contents, loopFileName, sysfs, test } from './support.ts'
 import { limit } from '../scale.ts'
 
@@ -503,8 +504,8 @@ afterAll(() => {
 })
 
 describe.for(ENVIRONMENTS)('$name', (environment) => {
-  test('functions', { timeout: limit(60_000) }, async ({ folder, image, skip }) => {
-    skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
+  test('functions', { timeout: limit(60_000) }, async ({ folder, image }) => {
+    if (isForbidden(environment.enter)) skipForKernel('user namespaces')
     await using stage = new Stage(folder, image)
     const names = Object.keys(OPERATIONS) as Operation[]
     await stage.build(names, (name) => expected(environment, name as Operation) !== 'ok')
@@ -536,8 +537,8 @@ describe.for(ENVIRONMENTS)('$name', (environment) => {
     }
   })
 
-  test('commands', { timeout: limit(60_000) }, async ({ folder, image, skip }) => {
-    skip(isForbidden(environment.enter), 'this system lets nobody make a user namespace')
+  test('commands', { timeout: limit(60_000) }, async ({ folder, image }) => {
+    if (isForbidden(environment.enter)) skipForKernel('user namespaces')
     await using stage = new Stage(folder, image)
     await stage.build(Object.keys(COMMANDS), (name) => expectedOf(environment, name) !== 'ok')
     const before = stage.look()

@@ -1,0 +1,102 @@
+/**
+ * Says what the tests need and this machine has not, and installs it: with apt-get, where that is Debian or Ubuntu and
+ * this is root. Elsewhere it names the packages, and ends with 1. scripts/tools.js has the table of them.
+ */
+
+import { spawnSync } from 'node:child_process'
+import { parseArgs } from 'node:util'
+import { DISTRIBUTIONS, missingTools, packageOf, PURPOSES, thisDistribution } from './tools.js'
+
+/** @typedef {import('./tools.js').Tool} Tool */
+/** @typedef {import('./tools.js').Purpose} Purpose */
+
+const USAGE = `usage: npm run setup -- [--for PURPOSE,...] [--check]
+  --for    what the tools are for [build,devices,tests]:
+${Object.entries(PURPOSES)
+  .map(([name, text]) => `           ${name.padEnd(9)} ${text}`)
+  .join('\n')}
+  --check  installs nothing: what is missing is named, and makes the exit status 1`
+
+/** @returns {{ purposes: Purpose[], check: boolean } | undefined} */
+function readArguments() {
+  try {
+    const { values } = parseArgs({
+      options: { for: { type: 'string', default: 'build,devices,tests' }, check: { type: 'boolean', default: false } },
+    })
+    const purposes = values.for.split(',')
+    const unknown = purposes.find((purpose) => !Object.hasOwn(PURPOSES, purpose))
+    if (unknown !== undefined) throw new Error(`there is no purpose ${unknown}`)
+    return { purposes: /** @type {Purpose[]} */ (purposes), check: values.check }
+  } catch (error) {
+    console.error(`setup: ${/** @type {Error} */ (error).message}\n${USAGE}`)
+    return undefined
+  }
+}
+
+/** Every missing tool with its package in each distribution. @param {readonly Tool[]} tools */
+function tableOf(tools) {
+  const header = ['', ...DISTRIBUTIONS.map(({ name }) => name)]
+  const rows = tools.map((tool) => [tool, ...DISTRIBUTIONS.map((_, index) => packageOf(tool, index) ?? '-')])
+  const widths = header.map((_, column) => Math.max(...[header, ...rows].map((row) => row[column]?.length ?? 0)))
+  const lines = [header, ...rows].map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  '))
+  return lines.map((line) => line.trimEnd()).join('\n')
+}
+
+/** @param {readonly Tool[]} tools @param {number} distribution */
+function packagesOf(tools, distribution) {
+  return [...new Set(tools.flatMap((tool) => packageOf(tool, distribution) ?? []))]
+}
+
+/** With the lists of packages as the mirror has them now; whether it worked. @param {readonly string[]} packages */
+function installByApt(packages) {
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
+  for (const words of [
+    ['update', '-qq'],
+    ['install', '-qq', '--yes', '--no-install-recommends', ...packages],
+  ]) {
+    console.log(`setup: apt-get ${words.join(' ')}`)
+    // What dpkg says of each package is told only where something failed.
+    const { status, error, stdout, stderr } = spawnSync('apt-get', words, { env, encoding: 'utf8' })
+    if (status === 0) continue
+    console.error(error?.message ?? `${stdout}${stderr}apt-get ended with ${status}`)
+    return false
+  }
+  return true
+}
+
+/** @param {readonly Purpose[]} purposes @param {boolean} check @returns whether all is there */
+function setUp(purposes, check) {
+  const missing = missingTools(purposes)
+  if (missing.length === 0) {
+    console.log(`setup: nothing is missing for ${purposes.join(', ')}.`)
+    return true
+  }
+  const distribution = thisDistribution()
+  const isRoot = process.getuid?.() === 0
+  if (distribution === undefined || distribution !== 0 || !isRoot || check) {
+    console.error(
+      `setup: missing for ${purposes.join(', ')}, with the packages that have them:\n\n${tableOf(missing)}\n`,
+    )
+    if (distribution === undefined) {
+      console.error('setup: this distribution is none of these: install what has these programs, and try again.')
+      return false
+    }
+    const packages = packagesOf(missing, distribution)
+    if (packages.length === 0) {
+      console.error('setup: this distribution has no package of them; tests that need them are skipped.')
+      return true
+    }
+    console.error(`setup: as root: ${DISTRIBUTIONS[distribution]?.install} ${packages.join(' ')}`)
+    return false
+  }
+  console.log(`setup: missing for ${purposes.join(', ')}: ${missing.join(', ')}`)
+  if (!installByApt(packagesOf(missing, distribution))) return false
+  const still = missingTools(purposes)
+  if (still.length > 0) console.error(`setup: still missing: ${still.join(', ')}`)
+  else console.log('setup: all is there.')
+  return still.length === 0
+}
+
+const given = readArguments()
+if (given === undefined) process.exitCode = 2
+else if (!setUp(given.purposes, given.check)) process.exitCode = 1
