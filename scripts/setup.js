@@ -10,6 +10,8 @@ import { DISTRIBUTIONS, missingTools, packageOf, PURPOSES, thisDistribution } fr
 /** @typedef {import('./tools.js').Tool} Tool */
 /** @typedef {import('./tools.js').Purpose} Purpose */
 
+const DEBIAN = DISTRIBUTIONS.findIndex(({ ids }) => ids.includes('debian'))
+
 const USAGE = `usage: npm run setup -- [--for PURPOSE,...] [--check]
   --for    what the tools are for [build,devices,tests]:
 ${Object.entries(PURPOSES)
@@ -52,7 +54,7 @@ function installByApt(packages) {
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
   for (const words of [
     ['update', '-qq'],
-    ['install', '-qq', '--yes', '--no-install-recommends', ...packages],
+    ['install', '-qq', '--yes', '--no-install-recommends', '--no-remove', ...packages],
   ]) {
     console.log(`setup: apt-get ${words.join(' ')}`)
     // What dpkg says of each package is told only where something failed.
@@ -64,33 +66,33 @@ function installByApt(packages) {
   return true
 }
 
-/** @param {readonly Purpose[]} purposes @param {boolean} check @returns whether all is there */
+/** Tells root which packages to install. @param {readonly Tool[]} missing @returns whether nothing is left to be done */
+function advise(missing) {
+  console.error(`${tableOf(missing)}\n`)
+  const distribution = thisDistribution()
+  if (distribution === undefined) {
+    console.error('setup: this distribution is none of these: install what has these programs, and run this again.')
+    return false
+  }
+  const packages = packagesOf(missing, distribution)
+  if (packages.length === 0) {
+    console.error('setup: this distribution has no package of them; the tests that need them are skipped.')
+    return true
+  }
+  console.error(`setup: as root: ${DISTRIBUTIONS[distribution]?.install} ${packages.join(' ')}`)
+  return false
+}
+
+/** @param {readonly Purpose[]} purposes @param {boolean} check @returns whether all is there that can be had */
 function setUp(purposes, check) {
   const missing = missingTools(purposes)
   if (missing.length === 0) {
     console.log(`setup: nothing is missing for ${purposes.join(', ')}.`)
     return true
   }
-  const distribution = thisDistribution()
-  const isRoot = process.getuid?.() === 0
-  if (distribution === undefined || distribution !== 0 || !isRoot || check) {
-    console.error(
-      `setup: missing for ${purposes.join(', ')}, with the packages that have them:\n\n${tableOf(missing)}\n`,
-    )
-    if (distribution === undefined) {
-      console.error('setup: this distribution is none of these: install what has these programs, and try again.')
-      return false
-    }
-    const packages = packagesOf(missing, distribution)
-    if (packages.length === 0) {
-      console.error('setup: this distribution has no package of them; tests that need them are skipped.')
-      return true
-    }
-    console.error(`setup: as root: ${DISTRIBUTIONS[distribution]?.install} ${packages.join(' ')}`)
-    return false
-  }
-  console.log(`setup: missing for ${purposes.join(', ')}: ${missing.join(', ')}`)
-  if (!installByApt(packagesOf(missing, distribution))) return false
+  console.error(`setup: missing for ${purposes.join(', ')}: ${missing.join(', ')}`)
+  if (check || thisDistribution() !== DEBIAN || process.getuid?.() !== 0) return advise(missing)
+  if (!installByApt(packagesOf(missing, DEBIAN))) return false
   const still = missingTools(purposes)
   if (still.length > 0) console.error(`setup: still missing: ${still.join(', ')}`)
   else console.log('setup: all is there.')
