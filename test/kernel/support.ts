@@ -14,7 +14,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test as base, expect, inject, vi } from 'vitest'
 import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
 import { limit } from '../scale.ts'
@@ -85,8 +85,16 @@ export function attachedNumbers(): number[] {
 function attachedUnder(folder: string): string[] {
   return attachedNumbers().flatMap((number) => {
     const file = sysfs(number, 'loop/backing_file')
-    return file?.startsWith(folder) ? [`/dev/loop${number} ${file}`] : []
+    return isIn(folder, file) ? [`/dev/loop${number} ${file}`] : []
   })
+}
+
+/**
+ * Whether that is a file in the test's folder, whose last name no other folder has. Where it was opened in another mount
+ * namespace, and the folder for temporary files is a mount of its own, the kernel leaves the mount point out.
+ */
+export function isIn(folder: string, file: string | undefined): boolean {
+  return file?.includes(`/${basename(folder)}/`) ?? false
 }
 
 /** One sysfs file of a device, without the newline; undefined where there is none. */
