@@ -14,12 +14,14 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
 import { test as base, expect, inject, vi } from 'vitest'
 import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
+/** Of the names of the tests' folders. */
+const PREFIX = 'loopctl-test-'
 
 interface Fixtures {
   /** A folder of the test's own; when the test is over, no device may be attached to anything in it. */
@@ -31,7 +33,7 @@ interface Fixtures {
 const withFixtures = base.extend<Fixtures>({
   // oxlint-disable-next-line no-empty-pattern -- vitest reads the fixtures' names off the pattern
   folder: async ({}, use) => {
-    const folder = realpathSync(mkdtempSync(join(tmpdir(), 'loopctl-test-')))
+    const folder = realpathSync(mkdtempSync(join(tmpdir(), PREFIX)))
     const before = loopDescriptors()
     await use(folder)
     // Other processes look at devices too: one that has a device open in this moment is waited for.
@@ -90,11 +92,11 @@ function attachedUnder(folder: string): string[] {
 }
 
 /**
- * Whether that is a file in the test's folder, whose last name no other folder has. Where it was opened in another mount
- * namespace, and the folder for temporary files is a mount of its own, the kernel leaves the mount point out.
+ * Whether that is a file in the test's folder, or one below it. Where it was opened in another mount namespace, and the
+ * folder for temporary files is a mount of its own, the kernel leaves the mount point out.
  */
 export function isIn(folder: string, file: string | undefined): boolean {
-  return file?.includes(`/${basename(folder)}/`) ?? false
+  return file?.includes(`${folder.slice(folder.lastIndexOf(`/${PREFIX}`))}/`) ?? false
 }
 
 /** One sysfs file of a device, without the newline; undefined where there is none. */
