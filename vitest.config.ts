@@ -1,5 +1,6 @@
 import { defineConfig } from 'vitest/config'
 import { limit } from './test/scale.ts'
+import { SkipReporter } from './test/skips.ts'
 
 export default defineConfig({
   test: {
@@ -15,7 +16,11 @@ export default defineConfig({
     hookTimeout: limit(10_000),
     expect: { poll: { timeout: limit(1_000) } },
     reporters: process.env['CI']
-      ? ['default', ['json', { outputFile: process.env['LOOPCTL_REPORT'] ?? 'reports/vitest.json' }]]
-      : ['default'],
+      ? [
+          'default',
+          new SkipReporter(),
+          ['json', { outputFile: process.env['LOOPCTL_REPORT'] ?? 'reports/vitest.json' }],
+        ]
+      : ['default', new SkipReporter()],
   },
 })

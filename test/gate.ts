@@ -3,6 +3,7 @@
 import { closeSync, existsSync, openSync, readdirSync } from 'node:fs'
 import type { TestProject } from 'vitest/node'
 import { LoopControl, LoopError } from '../lib/index.ts'
+import { describeMissing, missingTools } from '../scripts/tools.js'
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -13,13 +14,19 @@ declare module 'vitest' {
 
 export default function gate(project: TestProject): (() => Promise<void>) | undefined {
   const reason = whyNot()
+  const missing = missingTools(['tests'])
+  if (missing.length > 0 && process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
+    throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but ${describeMissing(missing)}: npm run setup`)
+  }
   project.provide('noKernel', reason)
   if (reason === '') {
     const before = new Set(loopDevices())
     return () => removeAll(loopDevices().filter((number) => !before.has(number)))
   }
   if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
-    throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but tests on real devices cannot run: ${reason}`)
+    throw new Error(
+      `LOOPCTL_REQUIRE_KERNEL=1, but tests on real devices cannot run: ${reason}; npm run setup says what they need`,
+    )
   }
   console.warn(`\n*** TESTS ON REAL DEVICES ARE SKIPPED: ${reason} ***\n`)
   return undefined
@@ -53,5 +60,6 @@ function whyNot(): string {
     return String(error)
   }
   if (!existsSync('/sys/block')) return '/sys is not mounted'
-  return ''
+  const missing = missingTools(['devices'])
+  return missing.length === 0 ? '' : `${describeMissing(missing)}: npm run setup`
 }

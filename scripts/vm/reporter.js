@@ -4,18 +4,15 @@
  */
 
 import { renameSync, writeFileSync } from 'node:fs'
+import { whySkipped } from '../../test/skips.ts'
 
 /** @typedef {{ passed: number, failed: string[], skipped: Record<string, string[]> }} Suite */
 
 export default class SuiteReporter {
   /** @type {Record<string, Suite>} */
   suites = {}
-  /** @type {RegExp | undefined} */
-  pattern
 
-  /** @param {import('vitest/node').Vitest} vitest */
-  onInit(vitest) {
-    this.pattern = vitest.config.testNamePattern
+  onInit() {
     this.write(false)
   }
 
@@ -29,9 +26,9 @@ export default class SuiteReporter {
       const title = `${module.relativeModuleId}: ${test.fullName}`
       if (result.state === 'passed') suite.passed++
       else if (result.state === 'failed') suite.failed.push(`${title}: ${result.errors[0]?.message}`)
-      else if (this.pattern?.test(test.fullName.replaceAll(' > ', ' ')) ?? true) {
-        const note = (result.state === 'skipped' && result.note) || 'no reason was given'
-        ;(suite.skipped[note] ??= []).push(title)
+      else {
+        const reason = whySkipped(test)
+        if (reason !== undefined) (suite.skipped[reason] ??= []).push(title)
       }
     }
     this.write(false)

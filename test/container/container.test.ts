@@ -14,9 +14,10 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, inject, vi } from 'vitest'
+import { beforeEach, describe, expect, vi } from 'vitest'
 import { type DoctorReport, find, open } from '../../lib/index.ts'
-import { test as onDevices } from '../kernel/support.ts'
+import { test } from '../kernel/support.ts'
+import { needs } from '../needs.ts'
 import {
   type ContainerOptions,
   type Ended,
@@ -25,7 +26,7 @@ import {
   ROOT,
   runContainer,
   runInside,
-  whyNoContainer,
+  SECCOMP_PROFILE,
 } from './runc.ts'
 
 const LIMIT = 90_000
@@ -36,17 +37,7 @@ const PARTITIONS = [
 ]
 const COMMAND = `${process.execPath} ${ROOT}/dist/cli/main.js`
 
-const test = gate()
-
-function gate(): typeof onDevices {
-  const reason = inject('noKernel') === '' ? whyNoContainer() : ''
-  if (reason === '') return onDevices
-  if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
-    throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but tests in containers cannot run: ${reason}`)
-  }
-  console.warn(`\n*** TESTS IN CONTAINERS ARE SKIPPED: ${reason} ***\n`)
-  return onDevices.skip as typeof onDevices
-}
+beforeEach(() => needs('runc', 'sfdisk', 'mkfs.ext4', SECCOMP_PROFILE))
 
 interface Images {
   folder: string

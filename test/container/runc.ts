@@ -5,7 +5,6 @@ import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import {
   chmodSync,
-  existsSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -61,28 +60,11 @@ const HELPER = [process.execPath, join(ROOT, 'test/container/fixtures/inside.mjs
 /** Of the machine's own system, mounted read-only: what node, mkfs and mount need. */
 const SYSTEM = ['/usr', '/bin', '/sbin', '/lib', '/lib64', '/etc']
 const FIRST_USER = 100_000
-const SECCOMP_PROFILE = '/usr/share/containers/seccomp.json'
+export const SECCOMP_PROFILE = '/usr/share/containers/seccomp.json'
 const ARCHITECTURES: Record<string, string> = { x64: 'amd64', arm64: 'arm64' }
 
 /** Major and minor of the character devices that runc does not make by itself. */
 const NODES: Record<string, { major: number; minor: number }> = { '/dev/loop-control': { major: 10, minor: 237 } }
-
-/** Why no container can be run here; empty where one can. */
-export function whyNoContainer(): string {
-  for (const [command, ...words] of [
-    ['runc', '--version'],
-    ['sfdisk', '--version'],
-    ['mkfs.ext4', '-V'],
-  ] as const) {
-    try {
-      execFileSync(command, words, { stdio: 'ignore' })
-    } catch (error) {
-      return `${command} cannot be run (${error instanceof Error ? error.message : String(error)})`
-    }
-  }
-  if (!existsSync(SECCOMP_PROFILE)) return `there is no ${SECCOMP_PROFILE} (Debian: golang-github-containers-common)`
-  return ''
-}
 
 /** Runs fixtures/inside.mjs with these words in a container of its own, which is gone when this resolves. */
 export async function runInside(words: readonly string[], options: ContainerOptions): Promise<Ended> {

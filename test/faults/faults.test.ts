@@ -2,8 +2,9 @@
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { describe, expect } from 'vitest'
-import { makeRoom, runUnder, test } from './launch.ts'
+import { beforeEach, describe, expect } from 'vitest'
+import { test } from '../kernel/support.ts'
+import { makeRoom, prepareLauncher, runUnder } from './launch.ts'
 import { ANYWHERE, LISTED } from './listed.ts'
 import type { Outcome } from './plan.ts'
 import { limit, sample } from '../scale.ts'
@@ -14,6 +15,8 @@ const FALLBACK = 'LOOP_CONFIGURE=EINVAL'
 const NO_FAULT = '0xffffffff=1'
 /** Reached by an attach only where LOOP_CONFIGURE does not do it all in one. */
 const AFTER_SET_FD = new Set(['LOOP_SET_FD', 'LOOP_SET_STATUS64', 'LOOP_SET_DIRECT_IO', 'LOOP_SET_BLOCK_SIZE'])
+
+beforeEach(prepareLauncher)
 
 interface Case {
   ioctl: string

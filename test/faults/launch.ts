@@ -1,6 +1,6 @@
 /** The launcher, compiled when first needed, and a child under it. */
 
-import { execFile, execFileSync, spawnSync } from 'node:child_process'
+import { execFile, execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,7 +8,8 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, expect, vi } from 'vitest'
 import { attach, LoopControl, LoopError } from '../../lib/index.ts'
-import { attachedNumbers, sysfs, test as onDevices } from '../kernel/support.ts'
+import { attachedNumbers, sysfs } from '../kernel/support.ts'
+import { needs, needsKernel } from '../needs.ts'
 import type { Outcome, Plan } from './plan.ts'
 import { limit } from '../scale.ts'
 
@@ -21,26 +22,12 @@ const built = mkdtempSync(join(tmpdir(), 'loopctl-launcher-'))
 const launcher = join(built, 'launcher')
 afterAll(() => rmSync(built, { recursive: true, force: true }))
 
-function whyNot(): string {
-  try {
-    execFileSync('cc', ['-O1', '-Wall', '-Wextra', '-o', launcher, SOURCE], { stdio: 'pipe' })
-  } catch (error) {
-    return `the launcher cannot be compiled: ${String(error)}`
-  }
-  const { status, stderr } = spawnSync(launcher, ['0xffffffff=1', '--', 'true'], { encoding: 'utf8' })
-  return status === 0 ? '' : `no seccomp filter can be had: ${stderr}`
+/** Before each test under faults: it is skipped where none can be made. */
+export function prepareLauncher(): void {
+  needsKernel('seccomp filters')
+  needs('cc')
+  if (!existsSync(launcher)) execFileSync('cc', ['-O1', '-Wall', '-Wextra', '-o', launcher, SOURCE], { stdio: 'pipe' })
 }
-
-const reason = whyNot()
-if (reason !== '') {
-  if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
-    throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but faults cannot be made: ${reason}`)
-  }
-  console.warn(`\n*** TESTS UNDER MADE FAULTS ARE SKIPPED: ${reason} ***\n`)
-}
-
-/** `test` of test/kernel, skipped where no faults can be made. */
-export const test: typeof onDevices = reason === '' ? onDevices : (onDevices.skip as typeof onDevices)
 
 let runs = 0
 

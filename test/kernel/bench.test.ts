@@ -5,9 +5,9 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { describe, expect } from 'vitest'
+import { beforeEach, describe, expect } from 'vitest'
 import type { Report } from '../../bench/run.js'
-import { env, findMissing } from '../programs.ts'
+import { env, needs } from '../needs.ts'
 import { test } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
@@ -20,7 +20,9 @@ function whatIsThere(): string[] {
 }
 
 // Its numbers are not looked at: only that it still runs, and leaves nothing.
-describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm run bench', () => {
+describe('npm run bench', () => {
+  beforeEach(() => needs('cc'))
+
   test('measures, draws, and leaves nothing', { timeout: 120_000 }, async ({ folder }) => {
     const before = whatIsThere()
     const results = join(folder, 'results.json')

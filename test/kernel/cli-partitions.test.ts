@@ -1,12 +1,15 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { describe, expect } from 'vitest'
+import { beforeEach, describe, expect } from 'vitest'
 import type { Partition } from '../../lib/index.ts'
+import { needs } from '../needs.ts'
 import { sysfs, test } from './support.ts'
 
 const MAIN = 'dist/cli/main.js'
 const MiB = 1 << 20
 const TABLE = 'label: gpt\nsize=1M,type=U,name=boot\nsize=2M,type=L,name="the root"\n'
+
+beforeEach(() => needs('sfdisk'))
 
 function loopctl(...words: string[]): { status: number | null; stdout: string; stderr: string } {
   return spawnSync(process.execPath, [MAIN, ...words], { encoding: 'utf8' })

@@ -6,16 +6,15 @@ import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSy
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { describe, expect } from 'vitest'
+import { beforeEach, describe, expect } from 'vitest'
 import { Reader } from '../../scripts/demo/reader.js'
-import { findMissing } from '../programs.ts'
+import { needs } from '../needs.ts'
 import { limit } from '../scale.ts'
 import { AS_NOBODY, copyForNobody, OWN_DEV, privately } from './environments.ts'
 import { sysfs, test } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const LONG = { timeout: limit(60_000) }
-const missing = findMissing('the demo', 'mkfs.ext4', 'mount', 'umount', 'blockdev')
 
 interface Demo {
   child: ChildProcess
@@ -120,7 +119,9 @@ describe('the program that the demo runs', () => {
   })
 })
 
-describe.skipIf(missing.length > 0)('the demo', () => {
+describe('the demo', () => {
+  beforeEach(() => needs('mkfs.ext4'))
+
   test('tells its story, in 80 columns, without colours where it is piped', LONG, async ({ folder }) => {
     const { code, stdout, stderr } = await start(folder).end
     expect(stderr).toBe('')

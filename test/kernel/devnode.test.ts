@@ -14,10 +14,9 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { expect, onTestFinished } from 'vitest'
+import { beforeEach, expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
 import {
-  canPartition,
   expectNoPartitions,
   knownPartitions,
   mark,
@@ -33,9 +32,10 @@ import {
   TWO,
   unusedNumber,
 } from './partitioned.ts'
-import { sysfs, test as withDevices } from './support.ts'
+import { needs } from '../needs.ts'
+import { sysfs, test } from './support.ts'
 
-const test = canPartition ? withDevices : withDevices.skip
+beforeEach(() => needs('sfdisk'))
 
 const SECOND = 4096 * 512
 

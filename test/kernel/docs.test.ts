@@ -20,7 +20,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { list, open } from '../../lib/index.ts'
-import { env, findMissing } from '../programs.ts'
+import { env, needs, needsKernel } from '../needs.ts'
 import { attachedNumbers, test } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
@@ -70,7 +70,6 @@ const all = PAGES.flatMap((page) => blocksOf(page, readFileSync(join(ROOT, page)
 const idle = all.filter(({ reason }) => reason !== undefined)
 const scripts = all.filter(({ reason, language }) => reason === undefined && language !== 'sh')
 const shell = all.filter(({ reason, language }) => reason === undefined && language === 'sh')
-const missing = findMissing('the code in the documentation', 'sfdisk', 'mkfs.ext4', 'mkfs.vfat', 'mksquashfs')
 
 /** Where the scripts are compiled, and find `loopctl` as an installed package. */
 const workshop = mkdtempSync(join(tmpdir(), 'loopctl-docs-'))
@@ -111,6 +110,8 @@ afterAll(() => rmSync(workshop, { recursive: true }))
 
 /** What the pages may take for granted: an empty disk, an SD card with two partitions, a tree of files, a CD, a hard disk. */
 function prepare(folder: string): void {
+  needsKernel('squashfs')
+  needs('sfdisk', 'mkfs.ext4', 'mkfs.vfat', 'mksquashfs')
   writeFileSync(join(folder, 'disk.img'), '')
   truncateSync(join(folder, 'disk.img'), 64 << 20)
   writeFileSync(join(folder, 'sdcard.img'), '')
@@ -180,11 +181,11 @@ describe('the code in the documentation', () => {
     expect(complaints).toBe('')
   })
 
-  test.skipIf(missing.length > 0).for(scripts)('$place', { timeout: LIMIT }, async (block, { folder }) => {
+  test.for(scripts)('$place', { timeout: LIMIT }, async (block, { folder }) => {
     await run(folder, process.execPath, join(workshop, 'out', `${nameOf(block)}.js`))
   })
 
-  test.skipIf(missing.length > 0).for(shell)('$place', { timeout: LIMIT }, async ({ code }, { folder }) => {
+  test.for(shell)('$place', { timeout: LIMIT }, async ({ code }, { folder }) => {
     await run(folder, 'sh', '-eu', '-c', code)
   })
 })

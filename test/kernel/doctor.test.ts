@@ -18,6 +18,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
 import { attach, doctor, type DoctorReport, list, type LoopDevice } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
+import { needs, needsKernel, skipForKernel } from '../needs.ts'
 import { countDescriptors, test } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
@@ -97,6 +98,7 @@ describe('as root', { retry: 3 }, () => {
   })
 
   test('features are what the kernel does', async ({ image }) => {
+    needs('sfdisk')
     const { features, environment, checks } = await doctor()
     const largest = environment['largestBlockSize'] as number
     await using device = await attach(image('disk.img'))
@@ -267,8 +269,8 @@ function run(enter: string[], root: string, ...words: string[]) {
 }
 
 describe.for(ENVIRONMENTS)('$name', { retry: 2 }, ({ enter, canAttach, readOnly, says }) => {
-  test('canAttach is what attach does, and the checks name the cause', async ({ folder, image, skip }) => {
-    skip(isForbidden(enter), 'this system lets nobody make a user namespace')
+  test('canAttach is what attach does, and the checks name the cause', async ({ folder, image }) => {
+    if (isForbidden(enter)) skipForKernel('user namespaces')
     chmodSync(folder, 0o755)
     mkdirSync(join(folder, 'dev'))
     const file = image('disk.img')
@@ -320,9 +322,9 @@ test('what cannot be seen without /proc is left out, not taken for missing', ({ 
   expect(Object.keys(features)).not.toEqual(expect.arrayContaining(['mbr']))
 })
 
-test('a device cgroup that denies the devices is named', async ({ skip }) => {
+test('a device cgroup that denies the devices is named', async () => {
   const group = `/sys/fs/cgroup/devices/loopctl-test-${process.pid}`
-  skip(!existsSync('/sys/fs/cgroup/devices/devices.deny'), 'no device cgroup (v1) to be had')
+  needsKernel('device cgroup')
   mkdirSync(group)
   onTestFinished(() => rmdirSync(group))
   writeFileSync(join(group, 'devices.deny'), 'b 7:* rwm')

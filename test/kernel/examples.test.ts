@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { describe, expect, it } from 'vitest'
 import { test } from './support.ts'
+import { needs, needsKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
 
 const EXAMPLES = fileURLToPath(new URL('../../examples', import.meta.url))
@@ -28,10 +29,12 @@ it('there is no example that no test runs', () => {
 })
 
 describe('installer', () => {
-  test.for(['squashfs', 'erofs', 'ext4', 'xfs'])(
+  test.for(['squashfs', 'erofs', 'ext4', 'xfs'] as const)(
     'the CD is ejected under a program that runs from %s',
     { timeout: LIMIT },
     async (filesystem, { folder }) => {
+      if (filesystem !== 'ext4') needsKernel(filesystem)
+      needs(filesystem === 'squashfs' ? 'mksquashfs' : `mkfs.${filesystem}`)
       const lines = await runExample(folder, 'installer/installer.js', filesystem)
       expect(lines.filter((line) => line.startsWith('  '))).toEqual(['  copy', '  flush', '  verify', '  switch'])
       expect(lines.at(-1)).toMatch(/^\d+ passes, 0 errors; the CD was ejected while the program ran$/)
@@ -46,6 +49,8 @@ describe('failover', () => {
     'the replica takes over when the primary goes away by %s',
     { timeout: LIMIT },
     async (meltdown, { folder }) => {
+      needsKernel('squashfs')
+      needs('mksquashfs')
       const lines = await runExample(folder, 'failover/failover.js', meltdown)
       expect(lines.at(-1)).toMatch(/^\d+ passes, 0 errors; the primary went away while the program ran$/)
     },

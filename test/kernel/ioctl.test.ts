@@ -14,6 +14,7 @@ import { setImmediate } from 'node:timers/promises'
 import { describe, expect, inject } from 'vitest'
 import { attach, doctor, LoopControl, LoopError } from '../../lib/index.ts'
 import * as ioctl from '../../lib/ioctl.ts'
+import { skipForKernel } from '../needs.ts'
 import { contents, failure, losetup, loopFileName, openFile, sysfs, test, unusedNumber } from './support.ts'
 
 const { LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_PARTSCAN, LO_FLAGS_READ_ONLY } = ioctl
@@ -250,12 +251,10 @@ for (const { form, call } of forms) {
       })
     })
 
-    test('LOOP_CTL_ADD of -1 makes one of a number that was not there', async ({ skip }) => {
+    test('LOOP_CTL_ADD of -1 makes one of a number that was not there', async () => {
       using control = opened(CONTROL)
       const before = readdirSync('/sys/block')
-      // Up to 5.13
-      const taken = 'LOOP_CTL_ADD of -1 is EEXIST on this kernel while there is a free device'
-      const number = (await unlessTaken(() => call.loopCtlAdd(control.fd, -1))) ?? skip(taken)
+      const number = (await unlessTaken(() => call.loopCtlAdd(control.fd, -1))) ?? skipForKernel('LOOP_CTL_ADD of -1')
       try {
         expect(before).not.toContain(`loop${number}`)
         expect(readdirSync('/sys/block')).toContain(`loop${number}`)
@@ -542,8 +541,8 @@ for (const { form, call } of forms) {
       }
     })
 
-    test('BLKGETDISKSEQ is the number in sysfs, and another one for every attachment', async ({ image, skip }) => {
-      if (!features['diskSeq']) skip('this kernel has no disk sequence numbers')
+    test('BLKGETDISKSEQ is the number in sysfs, and another one for every attachment', async ({ image }) => {
+      if (!features['diskSeq']) skipForKernel('disk sequence numbers')
       using backing = opened(image('disk'))
       let free = 0n
       await using device = await attached(async (fd) => {

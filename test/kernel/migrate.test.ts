@@ -31,6 +31,7 @@ import {
   type Progress,
 } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
+import { kernelHas, needs, needsKernel, skipForKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
 import { countDescriptors, failure, sysfs, test } from './support.ts'
 
@@ -69,15 +70,6 @@ class Mount implements Disposable {
 
 function mountTmpfs(path: string, options = 'size=64m'): Mount {
   return new Mount(path, '-t', 'tmpfs', '-o', options, 'tmpfs')
-}
-
-/** What this machine lacks for a filesystem of that type; undefined: nothing. */
-function lacks(type: string): string | undefined {
-  if (spawnSync(`mkfs.${type}`, ['-V']).error) return `mkfs.${type} is not installed`
-  spawnSync('modprobe', [type])
-  return new RegExp(`\\b${type}$`, 'm').test(readFileSync('/proc/filesystems', 'utf8'))
-    ? undefined
-    : `the kernel knows no ${type}`
 }
 
 /** A filesystem in an image in the folder, mounted with a loop device of mount's own. */
@@ -291,10 +283,10 @@ describe('method', () => {
     expect(readdirSync(folder).toSorted()).toEqual(['far', 'medium'])
   })
 
-  for (const type of ['btrfs', 'xfs']) {
-    test(`reflink on ${type}`, async ({ folder, skip }) => {
-      const lacking = lacks(type)
-      if (lacking !== undefined) skip(lacking)
+  for (const type of ['btrfs', 'xfs'] as const) {
+    test(`reflink on ${type}`, async ({ folder }) => {
+      needsKernel(type)
+      needs(`mkfs.${type}`)
       using place = mountImage(folder, type, 400 * MiB)
       const source = makeRandom(join(place.path, 'disk'), 2 * MiB)
       const bytes = readFileSync(source)
@@ -383,9 +375,9 @@ describe('holes', () => {
   })
 
   // Bug: xfs shares the blocks in copy_file_range too, holes and all.
-  test('on a filesystem that shares blocks, sparse: false allocates all the same', async ({ folder, skip }) => {
-    const lacking = lacks('xfs')
-    if (lacking !== undefined) skip(lacking)
+  test('on a filesystem that shares blocks, sparse: false allocates all the same', async ({ folder }) => {
+    needsKernel('xfs')
+    needs('mkfs.xfs')
     using place = mountImage(folder, 'xfs', 400 * MiB)
     await using device = await attach(makeSparse(join(place.path, 'disk')), { readOnly: true })
     const destination = join(place.path, 'copy')
@@ -393,10 +385,14 @@ describe('holes', () => {
     expect(allocated(destination)).toBeGreaterThanOrEqual(64 * MiB)
   })
 
-  test('on a filesystem without holes they are zeros', async ({ folder, skip }) => {
+  test('on a filesystem without holes they are zeros', async ({ folder }) => {
     // where the kernel has no vfat, exfat in user space serves
-    const type = lacks('vfat') === undefined ? 'vfat' : 'exfat-fuse'
-    if (type === 'exfat-fuse' && spawnSync('mount.exfat-fuse').error) skip('mount.exfat-fuse is not installed')
+    const type = kernelHas('vfat') ? 'vfat' : 'exfat-fuse'
+    if (type === 'vfat') needs('mkfs.vfat')
+    else {
+      if (!kernelHas('fuse')) skipForKernel('vfat')
+      needs('mkfs.exfat', 'mount.exfat-fuse')
+    }
     using place = mountImage(folder, type, 128 * MiB)
     const source = makeSparse(join(folder, 'disk'))
     const bytes = readFileSync(source)

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readSync, statSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { expect, inject, onTestFinished } from 'vitest'
+import { expect, onTestFinished } from 'vitest'
 import {
   attach,
   type AttachOptions,
@@ -14,14 +14,10 @@ import {
   type LoopErrorReason,
   type Partition,
 } from '../../lib/index.ts'
-import { env, findMissing } from '../programs.ts'
+import { env } from '../needs.ts'
 import { sysfs } from './support.ts'
 
 export const MiB = 1 << 20
-
-/** Whether tables can be made at all. */
-export const canPartition: boolean =
-  inject('noKernel') !== '' || findMissing('partitions', 'sfdisk', 'sgdisk').length === 0
 
 export const TWO = 'label: gpt\nstart=2048, size=2048, name=first\nstart=4096, size=4096, name=second\n'
 export const TWO_4096 = 'label: gpt\nstart=256, size=256, name=first\nstart=512, size=512, name=second\n'

@@ -14,7 +14,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { afterEach, describe, expect, onTestFinished, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, onTestFinished, vi } from 'vitest'
 import {
   attach,
   type AttachOptions,
@@ -26,7 +26,6 @@ import {
 } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import {
-  canPartition,
   deletePartition,
   expectNoPartitions,
   expectUsable,
@@ -50,10 +49,11 @@ import {
   TWO,
   TWO_4096,
 } from './partitioned.ts'
-import { countDescriptors, expectGone, failure, sysfs, test as withDevices } from './support.ts'
+import { countDescriptors, expectGone, failure, sysfs, test } from './support.ts'
+import { needs, skipForKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
 
-const test = canPartition ? withDevices : withDevices.skip
+beforeEach(() => needs('sfdisk', 'sgdisk'))
 
 afterEach(() => {
   observe(undefined)
@@ -596,10 +596,10 @@ describe('partitions left by a process that was killed', () => {
     ['read-only', { readOnly: true }],
   ]
   for (const [name, given] of options) {
-    test(`the next attachment has none of them: ${name}`, async ({ image, skip }) => {
+    test(`the next attachment has none of them: ${name}`, async ({ image }) => {
       const { number } = await leftover(twoImage(image))
       await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
-      skip(Object.keys(knownPartitions(number)).length === 0, 'this kernel drops them itself')
+      if (Object.keys(knownPartitions(number)).length === 0) skipForKernel('leftover partitions')
       expect(places(number)).toEqual(twoOf(number))
       const device = await attach(image('next', 8 * MiB), { ...given, number })
       expect(await device.partitions()).toEqual([])
@@ -617,7 +617,7 @@ describe('partitions left by a process that was killed', () => {
     await plain.detach()
     const { number } = await leftover(one)
     await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
-    if (Object.keys(knownPartitions(number)).length === 0) return
+    if (Object.keys(knownPartitions(number)).length === 0) skipForKernel('leftover partitions')
     await using device = await attach(image('next', 8 * MiB), { number })
     expectNoPartitions(number)
     expect(await device.partitions()).toEqual([])
@@ -639,7 +639,7 @@ describe('partitions left by a process that was killed', () => {
     expect(sysfs(number, 'loop/autoclear')).toBe('1')
     await other?.end()
     await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
-    if (Object.keys(knownPartitions(number)).length === 0) return
+    if (Object.keys(knownPartitions(number)).length === 0) skipForKernel('leftover partitions')
     const again = await opener(`/dev/loop${number}p2`)
     for (const partscan of ['user', true, false] as const) {
       const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 0 }))

@@ -13,6 +13,7 @@ import {
 import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach, find, list, LoopControl, open } from '../../lib/index.ts'
+import { needs, needsKernel } from '../needs.ts'
 import { failure, losetup, sysfs, test, unusedNumber } from './support.ts'
 
 const MiB = 1 << 20
@@ -147,6 +148,8 @@ describe('refreshCapacity, setDirectIO, setBlockSize', () => {
   })
 
   test('K11: setBlockSize of a mounted device is in-use, and names the mount', async ({ folder, image }) => {
+    needsKernel('xfs')
+    needs('mkfs.xfs')
     // xfs, because under ext4 the kernel with this bug refuses it itself; xfs wants this much.
     await using device = await attach(image('disk', 320 * MiB))
     const mountPoint = join(folder, 'mnt')
@@ -191,6 +194,7 @@ describe('list and find', () => {
   })
 
   test('list opens no device', async ({ folder, image }) => {
+    needs('strace')
     await using device = await attach(image('disk'))
     const trace = join(folder, 'trace')
     execFileSync('strace', ['-f', '-e', 'trace=openat,open', '-o', trace, process.execPath, 'dist/cli/main.js', 'list'])

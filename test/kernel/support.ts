@@ -20,6 +20,8 @@ import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
+/** Of the names of the tests' folders. */
+const PREFIX = 'loopctl-test-'
 
 interface Fixtures {
   /** A folder of the test's own; when the test is over, no device may be attached to anything in it. */
@@ -31,7 +33,7 @@ interface Fixtures {
 const withFixtures = base.extend<Fixtures>({
   // oxlint-disable-next-line no-empty-pattern -- vitest reads the fixtures' names off the pattern
   folder: async ({}, use) => {
-    const folder = realpathSync(mkdtempSync(join(tmpdir(), 'loopctl-test-')))
+    const folder = realpathSync(mkdtempSync(join(tmpdir(), PREFIX)))
     const before = loopDescriptors()
     await use(folder)
     // Other processes look at devices too: one that has a device open in this moment is waited for.
@@ -85,8 +87,16 @@ export function attachedNumbers(): number[] {
 function attachedUnder(folder: string): string[] {
   return attachedNumbers().flatMap((number) => {
     const file = sysfs(number, 'loop/backing_file')
-    return file?.startsWith(folder) ? [`/dev/loop${number} ${file}`] : []
+    return isIn(folder, file) ? [`/dev/loop${number} ${file}`] : []
   })
+}
+
+/**
+ * Whether that is a file in the test's folder, or one below it. Where it was opened in another mount namespace, and the
+ * folder for temporary files is a mount of its own, the kernel leaves the mount point out.
+ */
+export function isIn(folder: string, file: string | undefined): boolean {
+  return file?.includes(`${folder.slice(folder.lastIndexOf(`/${PREFIX}`))}/`) ?? false
 }
 
 /** One sysfs file of a device, without the newline; undefined where there is none. */

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach, find, list, open } from '../../lib/index.ts'
 import { blkPgAddPartitionSync, blkPgDelPartitionSync } from '../../lib/ioctl.ts'
+import { needs, needsKernel } from '../needs.ts'
 import { countDescriptors, failure, losetup, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
@@ -13,8 +14,10 @@ function dropCaches(): void {
   writeFileSync('/proc/sys/vm/drop_caches', '3')
 }
 
-/** An image of that filesystem with a file in it, and a copy of the image. */
+/** An image of that filesystem with a file in it, and a copy of the image; where it cannot be made, the test is skipped. */
 function makeImages(folder: string, type: 'ext4' | 'xfs' | 'squashfs' | 'erofs'): { first: string; second: string } {
+  if (type !== 'ext4') needsKernel(type)
+  needs(type === 'squashfs' ? 'mksquashfs' : `mkfs.${type}`)
   const source = join(folder, `source-${type}`)
   mkdirSync(source)
   writeFileSync(join(source, 'file'), 'x'.repeat(MiB))

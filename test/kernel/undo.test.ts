@@ -4,7 +4,8 @@ import { afterEach, describe, expect, vi } from 'vitest'
 import { attach, type AttachOptions, LoopControl, type LoopDevice, LoopError } from '../../lib/index.ts'
 import { loopCtlAddSync } from '../../lib/ioctl.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { canPartition, knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
+import { knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
+import { needs } from '../needs.ts'
 import { countDescriptors, failure, sysfs, test } from './support.ts'
 import { limit } from '../scale.ts'
 
@@ -32,10 +33,8 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
     ['a device that has to be made', { number: 0 }],
     ['everything asked for', { readOnly: true, offset: 512, sizeLimit: 8192, directIO: 'prefer', partscan: true }],
     ['reuse of what is not there', { overlap: 'reuse' }],
-    ...(canPartition ? ([['partitions that the kernel is told of', { partscan: 'user' }]] as const) : []),
-    ...(canPartition
-      ? ([['the same, of a device that has to be made', { partscan: 'user', number: 0 }]] as const)
-      : []),
+    ['partitions that the kernel is told of', { partscan: 'user' }],
+    ['the same, of a device that has to be made', { partscan: 'user', number: 0 }],
   ]
   for (const [name, given] of cases) {
     for (const how of ['aborted', 'aborted, in sequences', 'out of time'] as const) {
@@ -43,6 +42,7 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
       // What is done in one sequence is done, however late.
       const isOne = how === 'out of time' && given.number === undefined && !given.directIO
       test(`${name}, ${how}`, { timeout: limit(60_000) }, async ({ image }) => {
+        if (given.partscan === 'user') needs('sfdisk')
         const file = image('disk', 8 << 20)
         if (given.partscan === 'user') sfdisk(file, TWO)
         const number = unusedNumber()

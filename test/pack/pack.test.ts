@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { test as kernelTest } from '../kernel/support.ts'
+import { needs } from '../needs.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const FIXTURES = fileURLToPath(new URL('fixtures', import.meta.url))
@@ -15,23 +16,6 @@ const PREBUILDS = ['arm64', 'x64'].flatMap((arch) =>
   ['glibc', 'musl'].map((libc) => `prebuilds/linux-${arch}/loopctl.${libc}.node`),
 )
 
-const missing = whatIsMissing()
-if (missing !== '') {
-  if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') throw new Error(`LOOPCTL_REQUIRE_KERNEL=1, but ${missing}`)
-  console.warn(`\n*** TESTS OF THE PACKAGE ARE SKIPPED: ${missing} ***\n`)
-}
-
-function whatIsMissing(): string {
-  if (!PREBUILDS.every((file) => existsSync(join(ROOT, file)))) return 'no prebuilds: npm run build:prebuilds'
-  if (process.arch !== 'x64') return 'the runtimes that are fetched are for x64'
-  const files = [
-    '/usr/bin/qemu-aarch64-static',
-    '/usr/aarch64-linux-gnu/lib/libstdc++.so.6',
-    '/lib/ld-musl-x86_64.so.1',
-  ].filter((file) => !existsSync(file))
-  return files.length === 0 ? '' : `no ${files.join(', ')} (Debian: qemu-user-static, libstdc++6-arm64-cross, musl)`
-}
-
 /** Without what npm tells the scripts that it runs. */
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^npm_/i.test(name)))
 
@@ -39,8 +23,10 @@ let work = ''
 let tarball = ''
 let project = ''
 
-describe.skipIf(missing !== '')('the package', { timeout: LIMIT }, () => {
+describe('the package', { timeout: LIMIT }, () => {
   beforeAll(() => {
+    const missing = PREBUILDS.filter((file) => !existsSync(join(ROOT, file)))
+    expect(missing, 'npm run build:prebuilds').toEqual([])
     work = mkdtempSync(join(tmpdir(), 'loopctl-pack-'))
     execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', work], { cwd: ROOT, env })
     tarball = join(work, readdirSync(work)[0] ?? '')
@@ -124,13 +110,21 @@ describe.skipIf(missing !== '')('the package', { timeout: LIMIT }, () => {
       title: 'Node for arm64, emulated',
       command: ['qemu-aarch64-static', '-L', '/usr/aarch64-linux-gnu'],
       runtime: 'node-arm64',
+      tools: ['qemu-aarch64-static', '/usr/aarch64-linux-gnu/lib/libstdc++.so.6'] as const,
       file: 'linux-arm64/loopctl.glibc.node',
     },
-    { title: 'Bun for musl', runtime: 'bun-musl', file: 'linux-x64/loopctl.musl.node', variables: musl },
+    {
+      title: 'Bun for musl',
+      runtime: 'bun-musl',
+      tools: ['/lib/ld-musl-x86_64.so.1'] as const,
+      file: 'linux-x64/loopctl.musl.node',
+      variables: musl,
+    },
   ])(
     'attaches, changes and detaches on $title',
     { timeout: LIMIT },
-    ({ command = [], runtime, words = [], file, way = 'import', variables = {} }, { image, folder }) => {
+    ({ command = [], runtime, tools = [], words = [], file, way = 'import', variables = {} }, { image, folder }) => {
+      needs(...tools)
       if (runtime === 'bun-musl') makeMusl()
       const fetched = runtime === undefined ? [] : [fetchRuntime(runtime)]
       const [program = '', ...rest] = [...command, ...fetched, ...words]

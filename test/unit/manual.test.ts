@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
 import { makeProgram } from '../../lib/cli/commands.ts'
-import { env, findMissing } from '../programs.ts'
+import { env, needs } from '../needs.ts'
 
 const PAGE = 'man/loopctl.1'
 
@@ -11,7 +11,8 @@ test('the manual page is what scripts/manual.js writes', () => {
   expect(written, 'npm run build:manual').toBe(readFileSync(PAGE, 'utf8'))
 })
 
-test.skipIf(findMissing('the manual page', 'groff').length > 0)('groff sets it without a warning, all of it', () => {
+test('groff sets it without a warning, all of it', () => {
+  needs('groff')
   const words = ['-man', '-ww', '-Tascii', '-P-c', '-P-b', '-P-u', '-rLL=200n', PAGE]
   const text = execFileSync('sh', ['-c', 'exec groff "$@" 2>&1', 'sh', ...words], { encoding: 'utf8', env })
   expect(text).not.toContain('warning')

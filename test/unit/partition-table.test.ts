@@ -3,23 +3,19 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, w
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { LoopError } from '../../lib/errors/errors.ts'
 import { type BlockReader, type PartitionTable } from '../../lib/partitions/disk.ts'
 import { probeGptBlockSize } from '../../lib/partitions/gpt.ts'
 import { readPartitionTable } from '../../lib/partitions/table.ts'
 import { GPT_TYPES, MBR_TYPES } from '../../lib/partitions/types.ts'
-import { env, findMissing } from '../programs.ts'
+import { env, needs } from '../needs.ts'
 
 const MiB = 1 << 20
 const LINUX = '0FC63DAF-8483-4772-8E79-3D69D8477DE4'
 const EFI = 'C12A7328-F81F-11D2-BA4B-00A0C93EC93B'
 const SWAP = '0657FD6D-A4AB-43C4-84E5-0933C84B4F4F'
 const DISK = '11223344-5566-7788-99AA-BBCCDDEEFF00'
-
-// Ordinary users have no sbin in their path.
-const missing = findMissing('partition tables', 'sfdisk', 'sgdisk', 'fdisk')
-const without = (...programs: string[]): boolean => programs.some((program) => missing.includes(program))
 
 /** Reads a buffer; a read that is not of whole blocks or leaves the device fails the test. */
 function readerOf(bytes: Uint8Array, blockSize = 512): BlockReader & { bytes: number } {
@@ -210,6 +206,7 @@ async function agrees(path: string): Promise<PartitionTable> {
 describe('against sfdisk', () => {
   let folder = ''
   let made = 0
+  beforeEach(() => needs('sfdisk'))
   beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'loopctl-table-'))
   })
@@ -235,7 +232,7 @@ describe('against sfdisk', () => {
 128: size=7M, type=${LINUX}, name="${'x'.repeat(36)}"
 `
 
-  test.skipIf(without('sfdisk'))('a GPT: numbers with gaps, names, attributes', async () => {
+  test('a GPT: numbers with gaps, names, attributes', async () => {
     const found = await agrees(sfdisk(GPT_SCRIPT))
     expect(found).toMatchObject({ kind: 'gpt', usedBackup: false, warnings: [] })
     expect(found.partitions.map(({ number }) => number)).toEqual([1, 2, 7, 128])
@@ -248,7 +245,7 @@ describe('against sfdisk', () => {
     expect(found.partitions[0]?.label).toBe('EFI \u{e9}')
   })
 
-  test.skipIf(without('sfdisk'))('an empty GPT and an empty MBR', async () => {
+  test('an empty GPT and an empty MBR', async () => {
     for (const label of ['gpt', 'dos']) {
       expect(await agrees(sfdisk(`label: ${label}\n`))).toMatchObject({ partitions: [], warnings: [] })
     }
@@ -259,7 +256,7 @@ describe('against sfdisk', () => {
     ['signature', 512],
     ['entries', 1024 + 32],
   ] as const) {
-    test.skipIf(without('sfdisk'))(`a GPT whose primary ${what} is damaged`, async () => {
+    test(`a GPT whose primary ${what} is damaged`, async () => {
       const path = sfdisk(GPT_SCRIPT)
       const whole = await table(readFileSync(path))
       const damaged = damage(readFileSync(path), at)
@@ -275,7 +272,7 @@ describe('against sfdisk', () => {
     })
   }
 
-  test.skipIf(without('sfdisk'))('an MBR with primaries, one of type 0', async () => {
+  test('an MBR with primaries, one of type 0', async () => {
     const found = await agrees(
       sfdisk(`label: dos
 label-id: 0x0a2b3c4d
@@ -290,7 +287,7 @@ label-id: 0x0a2b3c4d
   })
 
   for (const type of ['5', 'f', '85']) {
-    test.skipIf(without('sfdisk'))(`an MBR with logical partitions in an extended one of type ${type}`, async () => {
+    test(`an MBR with logical partitions in an extended one of type ${type}`, async () => {
       const logical = Array.from(
         { length: 12 },
         (_, index) => `${5 + index}: size=2M, type=${index % 2 === 0 ? '83' : '82'}`,
@@ -310,19 +307,17 @@ ${logical.join('\n')}
     })
   }
 
-  test.skipIf(without('sfdisk'))(
-    'an extended partition without logical ones, and one whose middle one is gone',
-    async () => {
-      await agrees(sfdisk('label: dos\nsize=30M, type=5\n'))
-      const path = sfdisk(
-        `label: dos\n1: size=50M, type=5\n${[5, 6, 7, 8].map((number) => `${number}: size=4M, type=83\n`).join('')}`,
-      )
-      execFileSync('sfdisk', ['--quiet', '--delete', path, '6'], { env, stdio: 'pipe' })
-      expect((await agrees(path)).partitions.map(({ number }) => number)).toEqual([1, 5, 6, 7])
-    },
-  )
+  test('an extended partition without logical ones, and one whose middle one is gone', async () => {
+    await agrees(sfdisk('label: dos\nsize=30M, type=5\n'))
+    const path = sfdisk(
+      `label: dos\n1: size=50M, type=5\n${[5, 6, 7, 8].map((number) => `${number}: size=4M, type=83\n`).join('')}`,
+    )
+    execFileSync('sfdisk', ['--quiet', '--delete', path, '6'], { env, stdio: 'pipe' })
+    expect((await agrees(path)).partitions.map(({ number }) => number)).toEqual([1, 5, 6, 7])
+  })
 
-  test.skipIf(without('sfdisk', 'sgdisk'))('a hybrid MBR: the GPT counts', async () => {
+  test('a hybrid MBR: the GPT counts', async () => {
+    needs('sgdisk')
     const path = sfdisk(GPT_SCRIPT)
     execFileSync('sgdisk', ['--hybrid', '1:2', path], { env, stdio: 'pipe' })
     const types = [0, 1, 2, 3].map((index) => readFileSync(path).readUInt8(446 + index * 16 + 4))
@@ -336,7 +331,8 @@ ${logical.join('\n')}
   // sfdisk has no option for the sector size before 2.40 or so; fdisk has had one for ever.
   for (const blockSize of [512, 1024, 2048, 4096]) {
     for (const kind of ['gpt', 'mbr'] as const) {
-      test.skipIf(without('fdisk'))(`${kind} with sectors of ${blockSize} bytes`, async () => {
+      test(`${kind} with sectors of ${blockSize} bytes`, async () => {
+        needs('fdisk')
         const path = blank(64 * MiB)
         const input =
           kind === 'gpt'
@@ -374,7 +370,7 @@ ${logical.join('\n')}
     ['gpt', GPT_TYPES],
     ['dos', MBR_TYPES],
   ] as const) {
-    test.skipIf(without('sfdisk'))(`our types are sfdisk's: ${label}`, () => {
+    test(`our types are sfdisk's: ${label}`, () => {
       const text = execFileSync('sfdisk', ['--list-types', '--label', label], { env, encoding: 'utf8' })
       const theirs = new Map(
         text.split('\n').flatMap((line) => {

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } fro
 import { LoopError } from '../../lib/index.ts'
 import { gpt, mbr, SAMPLE_SIZE } from '../../lib/doctor/images.ts'
 import { within } from '../../lib/doctor/trial.ts'
+import { env, needs } from '../needs.ts'
 
 describe('within', () => {
   beforeEach(() => void vi.useFakeTimers())
@@ -44,17 +45,17 @@ describe('the samples', () => {
     ['dos', async () => mbr()],
     ['gpt', gpt],
   ] as const)('sfdisk reads the one partition of the %s image', async (label, make) => {
+    needs('sfdisk')
     const folder = mkdtempSync(join(tmpdir(), 'loopctl-test-'))
     onTestFinished(() => rmSync(folder, { recursive: true }))
     const file = join(folder, 'disk.img')
     const image = await make()
     expect(image.length).toBe(SAMPLE_SIZE)
     writeFileSync(file, image)
-    const { error, stdout, stderr } = spawnSync('sfdisk', ['--json', file], { encoding: 'utf8' })
-    if (error) throw new Error('sfdisk (package fdisk) is needed', { cause: error })
+    const { stdout, stderr } = spawnSync('sfdisk', ['--json', file], { encoding: 'utf8', env })
     const { partitiontable } = JSON.parse(stdout) as { partitiontable: Record<string, unknown> }
     expect(stderr).toBe('')
     expect(partitiontable).toMatchObject({ label, partitions: [{ start: 64, size: 64 }] })
-    expect(spawnSync('sfdisk', ['--verify', file], { encoding: 'utf8' }).status).toBe(0)
+    expect(spawnSync('sfdisk', ['--verify', file], { encoding: 'utf8', env }).status).toBe(0)
   })
 })

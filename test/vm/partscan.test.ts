@@ -2,13 +2,16 @@
 
 import { execFileSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readSync, writeSync } from 'node:fs'
-import { describe, expect } from 'vitest'
+import { beforeEach, describe, expect } from 'vitest'
 import { attach } from '../../lib/index.ts'
+import { needs } from '../needs.ts'
 import { times } from '../scale.ts'
 import { hasUdev, settleUdev, sysfs, test } from '../kernel/support.ts'
 
 const MiB = 1 << 20
 const ROUNDS = Math.max(3, times(20))
+beforeEach(() => needs('sfdisk'))
+
 /** In MiB. */
 const PLACES = [
   { number: 1, start: 1, size: 2 },
