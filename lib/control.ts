@@ -1,14 +1,14 @@
 import { addDevice, getFree, openControl, removeDevice } from './attach/loop-control.ts'
-import { checkLoopNumber, checkOptions } from './common/arguments.ts'
-import { checkDeadline } from './common/deadline.ts'
+import { checkLoopNumber } from './common/arguments.ts'
+import { CHANGING, checkWait, type Deadline, type Wait } from './common/deadline.ts'
 import { assertSupported, refusal } from './errors/errors.ts'
+import { explained } from './errors/given-up.ts'
+import { CONTROL } from './kernel/devnode.ts'
 import { close } from './kernel/files.ts'
 
-export interface RemoveOptions {
-  /** Milliseconds to wait for openers to go; 0: one try. Default 5 000. */
+export interface RemoveOptions extends Wait {
+  /** Milliseconds to wait for openers to go; 0: one try. Default 10 000. */
   timeout?: number | undefined
-  /** Gives up and rejects with the signal's reason. */
-  signal?: AbortSignal | undefined
 }
 
 /** /dev/loop-control: makes and removes devices. Attaching needs none of it. */
@@ -27,9 +27,11 @@ export class LoopControl implements AsyncDisposable {
    *
    * @throws LoopError `no-loop-driver`, `permission`, `unsupported-platform`
    */
-  static async open(): Promise<LoopControl> {
+  static async open(options?: Wait): Promise<LoopControl> {
+    const deadline = checkWait(options, CHANGING)
     assertSupported()
-    return new LoopControl(await openControl())
+    deadline.throwIfAborted()
+    return new LoopControl(await explained(() => openControl(deadline.bound), CONTROL))
   }
 
   /**
@@ -37,9 +39,10 @@ export class LoopControl implements AsyncDisposable {
    *
    * @throws LoopError `device-exists`, `permission`, `resources`, `closed`
    */
-  async add(number?: number): Promise<number> {
+  async add(number?: number, options?: Wait): Promise<number> {
     if (number !== undefined) checkLoopNumber(number)
-    return this.#run((fd) => addDevice(fd, number))
+    const deadline = checkWait(options, CHANGING)
+    return this.#run((fd) => addDevice(fd, number, deadline.bound), deadline)
   }
 
   /**
@@ -50,8 +53,8 @@ export class LoopControl implements AsyncDisposable {
    */
   async remove(number: number, options?: RemoveOptions): Promise<number> {
     checkLoopNumber(number)
-    const deadline = checkDeadline(checkOptions(options, ['timeout', 'signal']), 5_000)
-    return this.#run((fd) => removeDevice(fd, number, deadline))
+    const deadline = checkWait(options, CHANGING)
+    return this.#run((fd) => removeDevice(fd, number, deadline), deadline)
   }
 
   /**
@@ -59,29 +62,36 @@ export class LoopControl implements AsyncDisposable {
    *
    * @throws LoopError `permission`, `resources`, `closed`
    */
-  async getFree(): Promise<number> {
-    return this.#run((fd) => getFree(fd))
+  async getFree(options?: Wait): Promise<number> {
+    const deadline = checkWait(options, CHANGING)
+    return this.#run((fd) => getFree(fd, deadline.bound), deadline)
   }
 
   /** Idempotent; after the calls under way. */
-  close(): Promise<void> {
-    return (this.#closing ??= this.#close())
+  async close(options?: Wait): Promise<void> {
+    const deadline = checkWait(options, CHANGING)
+    return (this.#closing ??= this.#close(deadline))
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
 
-  async #close(): Promise<void> {
-    await Promise.allSettled(this.#running)
+  async #close(deadline: Deadline): Promise<void> {
+    try {
+      await deadline.waitFor(Promise.allSettled(this.#running).then(() => {}))
+    } catch {
+      // A call that has not ended is left to its thread, which closes the descriptor.
+    }
     const fd = this.#fd
     this.#fd = -1
     await close(fd)
   }
 
-  async #run<T>(operation: (fd: number) => Promise<T>): Promise<T> {
+  async #run<T>(operation: (fd: number) => Promise<T>, deadline: Deadline): Promise<T> {
     if (this.#closing) throw refusal('closed', 'ioctl', 'the handle is closed', { path: '/dev/loop-control' })
-    const running = operation(this.#fd)
+    deadline.throwIfAborted()
+    const running = explained(() => operation(this.#fd), CONTROL)
     this.#running.add(running)
     try {
       return await running

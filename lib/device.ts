@@ -4,6 +4,7 @@ import { changeBackingFile, type ChangeOptions } from './change/change.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
 import type { BackingFile } from './common/arguments.ts'
+import { CHANGING, checkWait, LOOKING, type Wait } from './common/deadline.ts'
 import type { Warning } from './common/warnings.ts'
 import { detach, type DetachOptions, type DetachResult } from './detach/detach.ts'
 import { dispose, disposeSync } from './detach/dispose.ts'
@@ -71,8 +72,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `closed`
    */
-  status(): Promise<LoopStatus> {
-    return readStatus(this.#handle)
+  status(options?: Wait): Promise<LoopStatus> {
+    return readStatus(this.#handle, options)
   }
 
   /**
@@ -81,8 +82,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `dirty-cache` (kernels up to 5.17), `closed`
    */
-  setStatus(change: StatusChange): Promise<void> {
-    return setStatus(this.#handle, change)
+  setStatus(change: StatusChange, options?: Wait): Promise<void> {
+    return setStatus(this.#handle, change, options)
   }
 
   /**
@@ -117,8 +118,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
-  refreshCapacity(): Promise<number> {
-    return refreshCapacity(this.#handle)
+  refreshCapacity(options?: Wait): Promise<number> {
+    return refreshCapacity(this.#handle, options)
   }
 
   /**
@@ -126,8 +127,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `direct-io-unavailable`, `not-attached`, `replaced`, `permission`, `closed`
    */
-  setDirectIO(enabled: boolean): Promise<void> {
-    return setDirectIO(this.#handle, enabled)
+  setDirectIO(enabled: boolean, options?: Wait): Promise<void> {
+    return setDirectIO(this.#handle, enabled, options)
   }
 
   /**
@@ -136,8 +137,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `block-size`, `in-use`, `not-attached`, `replaced`, `permission`, `closed`
    */
-  setBlockSize(bytes: number): Promise<void> {
-    return setBlockSize(this.#handle, bytes)
+  setBlockSize(bytes: number, options?: Wait): Promise<void> {
+    return setBlockSize(this.#handle, bytes, options)
   }
 
   /**
@@ -146,8 +147,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `bad-partition-table` where the kernel knows none, `not-attached`, `replaced`, `closed`
    */
-  partitions(): Promise<Partition[]> {
-    return listPartitions(this.#handle)
+  partitions(options?: Wait): Promise<Partition[]> {
+    return listPartitions(this.#handle, options)
   }
 
   /**
@@ -163,8 +164,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
-  holders(): Promise<Holder[]> {
-    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]))
+  holders(options?: Wait): Promise<Holder[]> {
+    const deadline = checkWait(options, LOOKING)
+    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]), deadline)
   }
 
   /**
@@ -172,8 +174,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `io`, `no-space`, `closed`
    */
-  flush(): Promise<void> {
-    return flush(this.#handle)
+  flush(options?: Wait): Promise<void> {
+    return flush(this.#handle, options)
   }
 
   /**
@@ -203,16 +205,16 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
-  release(): Promise<string> {
-    return release(this.#handle)
+  release(options?: Wait): Promise<string> {
+    return release(this.#handle, options)
   }
 
   /**
    * Lets go of the descriptor after the operations in flight. Idempotent. The attachment stays as it is; with
    * autoclear on (the default of {@link attach}) the kernel detaches it when nobody else has it open.
    */
-  close(): Promise<void> {
-    return this.#handle.close()
+  async close(options?: Wait): Promise<void> {
+    return this.#handle.close(checkWait(options, CHANGING))
   }
 
   /** Owned: detaches, lazily where somebody holds it, without waiting. Opened: closes. */

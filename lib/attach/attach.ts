@@ -4,6 +4,7 @@ import { type BackingFile, checkBackingFile, checkBlockSize, checkOptions } from
 import { checkDeadline } from '../common/deadline.ts'
 import { type Phase, runPhases } from '../common/phases.ts'
 import { assertSupported } from '../errors/errors.ts'
+import { explainGivenUp } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { pageSize } from '../kernel/features.ts'
 import { Attaching } from './attaching.ts'
@@ -34,8 +35,11 @@ export async function attachFile(file: BackingFile, options?: AttachOptions, avo
 
   const work = new Attaching(argument, wanted, deadline)
   const turn = new TurnPhase(work)
+  const asked = 'path' in argument ? argument.path.toString() : undefined
   try {
-    await runPhases([turn, ...phasesOf(work, turn, avoid)], deadline)
+    await runPhases([turn, ...phasesOf(work, turn, avoid)], deadline, asked)
+  } catch (error) {
+    throw explainGivenUp(error, asked)
   } finally {
     turn.end()
   }
@@ -48,7 +52,10 @@ function phasesOf(work: Attaching, turn: TurnPhase, avoid: number | undefined): 
   const { wanted, settings, deadline } = work
   const { number, createNode } = wanted
   const refusals = new Refusals(number, deadline)
-  const free = new FreeDevice({ number, avoid, partscan: settings.partscan, createNode }, refusals)
+  const free = new FreeDevice(
+    { number, avoid, partscan: settings.partscan, createNode, bound: deadline.bound },
+    refusals,
+  )
   const lock = new LockPhase(work)
   const device = new DevicePhase(work, free, refusals, lock)
   return [

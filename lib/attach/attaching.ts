@@ -64,11 +64,11 @@ export class Attaching {
 
   /** Of the device that is being set up, when nothing of it is only planned. */
   get target(): Target {
-    const { number, device, backing, settings } = this
+    const { number, device, backing, settings, deadline } = this
     if (typeof number !== 'number' || typeof device !== 'number' || backing === undefined) {
       throw new TypeError('the device is not open yet')
     }
-    return { number, fd: device, backing, settings }
+    return { number, fd: device, backing, settings, bound: deadline.bound }
   }
 }
 

@@ -5,6 +5,7 @@ import { type FileArgument, wrongValue } from '../common/arguments.ts'
 import { backoff, type Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { binding } from '../kernel/binding.ts'
 import * as files from '../kernel/files.ts'
 import { pathOfDescriptor } from '../kernel/process.ts'
@@ -44,25 +45,27 @@ export async function openBacking(
   readOnly: boolean | undefined,
   deadline: Deadline,
 ): Promise<Backing> {
-  return 'fd' in file ? takeDescriptor(file.fd, readOnly) : openPath(file.path, readOnly === true, deadline)
+  return 'fd' in file
+    ? takeDescriptor(file.fd, readOnly, deadline.bound)
+    : openPath(file.path, readOnly === true, deadline)
 }
 
 async function openPath(given: string | Buffer, readOnly: boolean, deadline: Deadline): Promise<Backing> {
   const path = given.toString()
   // Before opening: that can block (a FIFO), or do something to a device (rewind a tape).
-  const stat = await files.stat(given)
+  const stat = await files.stat(given, deadline.bound)
   if (typeof stat === 'number') throw explain({ call: 'stat', errno: stat, path, backingFile: path }, ROLE)
   refuseOtherTypes(stat, path)
 
   const access = readOnly ? files.O_RDONLY : files.O_RDWR
-  let fd = await files.open(given, access | files.O_NONBLOCK)
+  let fd = await files.open(given, access | files.O_NONBLOCK, 0, deadline.bound)
   // Somebody has a lease on it, if only for the instant of a probe like that of overlap.ts.
   for (let attempt = 1; fd === -EAGAIN && (await deadline.pause(backoff(attempt))); attempt++) {
-    fd = await files.open(given, access | files.O_NONBLOCK)
+    fd = await files.open(given, access | files.O_NONBLOCK, 0, deadline.bound)
   }
-  if (fd < 0) throw await openError(given, fd, readOnly)
+  if (fd < 0) throw await openError(given, fd, readOnly, deadline.bound)
   try {
-    const opened = await files.fstat(fd)
+    const opened = await files.fstat(fd, deadline.bound)
     if (typeof opened === 'number') throw explain({ call: 'fstat', errno: opened, path, backingFile: path }, ROLE)
     refuseOtherTypes(opened, path)
     clearNonBlocking(fd, path)
@@ -77,16 +80,16 @@ async function openPath(given: string | Buffer, readOnly: boolean, deadline: Dea
 
 const ROLE = 'open backing file'
 
-async function openError(given: string | Buffer, errno: number, readOnly: boolean): Promise<Error> {
+async function openError(given: string | Buffer, errno: number, readOnly: boolean, bound: Bound): Promise<Error> {
   const path = given.toString()
-  const couldBeRead = !readOnly && NOT_WRITABLE.has(errno) && (await files.access(given, R_OK)) === 0
+  const couldBeRead = !readOnly && NOT_WRITABLE.has(errno) && (await files.access(given, R_OK, bound)) === 0
   if (!couldBeRead) return explain({ call: 'open', errno, path, backingFile: path }, ROLE)
   return explain({ call: 'open', errno, path, backingFile: path }, 'open backing file for writing')
 }
 
 const NOT_WRITABLE = new Set([-EACCES, -EPERM, -EROFS, -ETXTBSY])
 
-async function takeDescriptor(given: number, readOnly: boolean | undefined): Promise<Backing> {
+async function takeDescriptor(given: number, readOnly: boolean | undefined, bound: Bound): Promise<Backing> {
   const flags = binding().fcntlGetFlSync(given)
   const path = pathOfDescriptor(given)
   if (flags < 0) throw explain({ call: 'fcntl', errno: flags, path, backingFile: path }, ROLE)
@@ -94,7 +97,7 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined): Pro
   const access = flags & files.O_ACCMODE
   if (access === files.O_WRONLY) throw wrongValue('file', 'must not be a descriptor open for writing only')
 
-  const stat = await files.fstat(given)
+  const stat = await files.fstat(given, bound)
   if (typeof stat === 'number') throw explain({ call: 'fstat', errno: stat, path, backingFile: path }, ROLE)
   refuseOtherTypes(stat, path)
   const writable = access === files.O_RDWR
@@ -108,13 +111,13 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined): Pro
   if (writable && readOnly !== true) refuseSealed(given, path)
 
   // Kernels before 6.15 append a loop device's writes to such a file, wherever they belong.
-  if (writable && (flags & files.O_APPEND) !== 0) return reopen(given, stat, path)
+  if (writable && (flags & files.O_APPEND) !== 0) return reopen(given, stat, path, bound)
   return describe(given, stat, path, writable, false, async () => {})
 }
 
 /** The same file through a descriptor of our own, without the O_APPEND of the caller's. */
-async function reopen(given: number, stat: files.FileStat, path: string): Promise<Backing> {
-  const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR)
+async function reopen(given: number, stat: files.FileStat, path: string, bound: Bound): Promise<Backing> {
+  const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR, 0, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
   return describe(fd, stat, path, true, false, async () => {
     await files.close(fd)

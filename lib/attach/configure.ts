@@ -5,6 +5,7 @@ import { backoff, type Deadline } from '../common/deadline.ts'
 import type { Failure } from '../errors/causes.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { type Bound, type Bounded, within } from '../kernel/bounded.ts'
 import { binding } from '../kernel/binding.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { hasLoopConfigure, pageSize } from '../kernel/features.ts'
@@ -45,6 +46,12 @@ export interface Target {
   fd: number
   backing: Backing
   settings: Settings
+  /** The end that the calls have. */
+  bound: Bound
+}
+
+function callsOf({ number, bound }: Target): Bounded {
+  return within(bound, number)
 }
 
 /** For LOOP_CONFIGURE. */
@@ -60,21 +67,21 @@ export async function configure(target: Target, deadline: Deadline): Promise<Fai
   const { fd, backing, settings } = target
   if (!hasLoopConfigure(fd)) return setFd(target, deadline)
   // K16, 6.15 and later: it flushes the file first. So it runs on a thread, as every call that takes a file.
-  const answer = await binding().loopConfigure(fd, backing.fd, encodeSettings(settings))
+  const answer = await callsOf(target).loopConfigure(fd, backing.fd, encodeSettings(settings))
   return answer < 0 ? failureOf(target, 'LOOP_CONFIGURE', answer) : undefined
 }
 
 /** Before 5.8, in two steps: a process killed between them leaves the device attached. */
 async function setFd(target: Target, deadline: Deadline): Promise<Failure | undefined> {
   const { fd, backing, settings } = target
-  const set = await binding().loopSetFd(fd, backing.fd)
+  const set = await callsOf(target).loopSetFd(fd, backing.fd)
   if (set < 0) return failureOf(target, 'LOOP_SET_FD', set)
   const { offset, sizeLimit, reference } = settings
   const status = patchInfo(newInfo(), { offset, sizeLimit, fileName: reference, flags: statusFlags(settings) })
   let complete = false
   try {
     for (let attempt = 1; ; attempt++) {
-      const answer = await binding().loopSetStatus64(fd, status)
+      const answer = await callsOf(target).loopSetStatus64(fd, status)
       complete = answer >= 0
       if (complete) return undefined
       // Up to 5.17: pages that another reader, udev mostly, left in the cache of the device.
@@ -83,7 +90,7 @@ async function setFd(target: Target, deadline: Deadline): Promise<Failure | unde
       }
     }
   } finally {
-    if (!complete) await binding().loopClrFd(fd)
+    if (!complete) await callsOf(target).loopClrFd(fd)
   }
 }
 
@@ -95,7 +102,7 @@ function statusFlags({ autoclear, partscan }: Settings): number {
 /** Looks at what is in effect, mends what the kernel's bugs left, and refuses what is not as asked. */
 export async function verify(target: Target): Promise<LoopInfo64> {
   const bytes = newInfo()
-  const answer = await binding().loopGetStatus64(target.fd, bytes)
+  const answer = await callsOf(target).loopGetStatus64(target.fd, bytes)
   if (answer < 0) throw explain(failureOf(target, 'LOOP_GET_STATUS64', answer))
   const info = decodeInfo(bytes)
   compareInfo(target, info)
@@ -106,7 +113,7 @@ export async function verify(target: Target): Promise<LoopInfo64> {
   return info
 }
 
-export function compareInfo({ number, backing, settings }: Omit<Target, 'fd'>, info: LoopInfo64): void {
+export function compareInfo({ number, backing, settings }: Omit<Target, 'fd' | 'bound'>, info: LoopInfo64): void {
   const where = { path: devicePath(number), backingFile: backing.path, ioctl: 'LOOP_GET_STATUS64' }
   if (info.device !== backing.device || info.inode !== backing.inode) {
     throw refusal('unknown', 'ioctl', 'the kernel attached another file: was the descriptor closed?', where)
@@ -126,7 +133,7 @@ export function compareInfo({ number, backing, settings }: Omit<Target, 'fd'>, i
 async function applyBlockSize(target: Target): Promise<void> {
   const { fd, settings } = target
   if (settings.blockSize === undefined || binding().blkSszGetSync(fd) === settings.blockSize) return
-  const answer = await binding().loopSetBlockSize(fd, settings.blockSize)
+  const answer = await callsOf(target).loopSetBlockSize(fd, settings.blockSize)
   if (answer < 0) throw explain(failureOf(target, 'LOOP_SET_BLOCK_SIZE', answer))
 }
 
@@ -134,13 +141,13 @@ async function applyBlockSize(target: Target): Promise<void> {
 async function applyDirectIO(target: Target, info: LoopInfo64): Promise<void> {
   const { fd, settings } = target
   if (settings.directIO === false || (info.flags & LO_FLAGS_DIRECT_IO) !== 0) return
-  const first = await binding().loopSetDirectIo(fd, 1)
+  const first = await callsOf(target).loopSetDirectIo(fd, 1)
   if (first >= 0) return
   if (settings.blockSize === undefined) {
     const before = binding().blkSszGetSync(fd)
-    const raised = before < 0 ? before : await binding().loopSetBlockSize(fd, pageSize())
-    if (raised >= 0 && (await binding().loopSetDirectIo(fd, 1)) >= 0) return
-    if (raised >= 0) await binding().loopSetBlockSize(fd, before)
+    const raised = before < 0 ? before : await callsOf(target).loopSetBlockSize(fd, pageSize())
+    if (raised >= 0 && (await callsOf(target).loopSetDirectIo(fd, 1)) >= 0) return
+    if (raised >= 0) await callsOf(target).loopSetBlockSize(fd, before)
   }
   if (settings.directIO === true) throw explain(failureOf(target, 'LOOP_SET_DIRECT_IO', first))
 }
@@ -152,14 +159,14 @@ async function compareSize(target: Target): Promise<void> {
   const answer = binding().blkGetSize64Sync(fd, bytes)
   const expected = visibleSize(backing.size, settings.offset, settings.sizeLimit)
   if (answer >= 0 && decodeU64(bytes) === expected) return
-  const updated = await binding().loopSetCapacity(fd)
+  const updated = await callsOf(target).loopSetCapacity(fd)
   if (updated < 0) throw explain(failureOf(target, 'LOOP_SET_CAPACITY', updated))
 }
 
 /** K5, 5.12 and later: BLKROSET outlives the attachment it was set for. */
 async function allowWriting(target: Target): Promise<void> {
   if (target.settings.readOnly || binding().blkRoGetSync(target.fd) !== 1) return
-  const answer = await binding().blkRoSet(target.fd, 0)
+  const answer = await callsOf(target).blkRoSet(target.fd, 0)
   if (answer < 0) throw explain(failureOf(target, 'BLKROSET', answer))
 }
 

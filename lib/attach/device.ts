@@ -5,6 +5,7 @@ import { Deadline } from '../common/deadline.ts'
 import { LoopError } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { findFree, likelyFree, noteTaken } from '../handle/free-devices.ts'
+import { type Bound, UNDOING } from '../kernel/bounded.ts'
 import { devicePath, isDevKernels, makeNode, openDevice, removeNode } from '../kernel/devnode.ts'
 import { closeSync, O_RDWR, open, unlink } from '../kernel/files.ts'
 import { isUdevRunning } from '../kernel/surroundings.ts'
@@ -20,6 +21,8 @@ export interface DeviceWishes {
   avoid: number | undefined
   partscan: boolean
   createNode: boolean
+  /** The end that the calls have. */
+  bound: Bound
 }
 
 export class FreeDevice {
@@ -59,7 +62,7 @@ export class FreeDevice {
       return number
     }
     const free = await findFree()
-    if (free === undefined) return getFree(control)
+    if (free === undefined) return getFree(control, this.#wishes.bound)
     const candidates = free.filter((candidate) => candidate !== avoid && !this.#refusals.isLasting(candidate))
     const chosen = candidates.find((candidate) => !this.#refusals.hasRefused(candidate)) ?? candidates[0]
     return chosen ?? this.#make(control)
@@ -67,7 +70,7 @@ export class FreeDevice {
 
   async #make(control: number, number?: number): Promise<number> {
     try {
-      const made = await addDevice(control, number)
+      const made = await addDevice(control, number, this.#wishes.bound)
       this.#made.add(made)
       // The lower device of a stack must not take the number that the upper one is to have.
       return made === this.#wishes.avoid ? await this.#make(control) : made
@@ -83,7 +86,7 @@ export class FreeDevice {
     noteTaken(number)
     const hidden = flags === O_RDWR && this.#wishes.partscan ? await this.#openHiddenFromUdev(number) : -ENOENT
     if (hidden >= 0) return hidden
-    const fd = await openDevice(number, flags)
+    const fd = await openDevice(number, flags, this.#wishes.bound)
     const device = fd === -ENOENT && this.#wishes.createNode ? sysfs.readDeviceNumbers(number) : undefined
     if (device === undefined || isDevKernels()) return fd
     const path = devicePath(number)
@@ -91,7 +94,7 @@ export class FreeDevice {
     // Another process was faster.
     if (made < 0 && made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, number }, 'make node')
     if (made >= 0) this.#nodes.set(number, device)
-    return openDevice(number, flags)
+    return openDevice(number, flags, this.#wishes.bound)
   }
 
   /**
@@ -125,7 +128,7 @@ export class FreeDevice {
   async #removeDevices(numbers: readonly number[]): Promise<void> {
     for (const number of numbers) {
       try {
-        const control = await openControl()
+        const control = await openControl(UNDOING)
         try {
           // Whoever looks at every device has it open for a moment.
           await removeDevice(control, number, new Deadline(250))

@@ -4,7 +4,7 @@ import { constants } from 'node:os'
 import { backoff, type Deadline, tries } from '../common/deadline.ts'
 import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
-import { binding } from '../kernel/binding.ts'
+import { type Bound, within } from '../kernel/bounded.ts'
 import { CONTROL, devicePath, isDevKernels, removeNode } from '../kernel/devnode.ts'
 import { minorOfDevice } from '../kernel/features.ts'
 import { O_RDWR, open, openSync } from '../kernel/files.ts'
@@ -18,15 +18,15 @@ const { EBUSY, EEXIST, ENODEV } = constants.errno
  *
  * @throws `no-loop-driver`, `permission`, `resources`
  */
-export async function openControl(): Promise<number> {
-  const fd = sysfs.isControlThere() ? openSync(CONTROL, O_RDWR) : await open(CONTROL, O_RDWR)
+export async function openControl(bound?: Bound): Promise<number> {
+  const fd = sysfs.isControlThere() ? openSync(CONTROL, O_RDWR) : await open(CONTROL, O_RDWR, 0, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path: CONTROL }, 'open /dev/loop-control')
   return fd
 }
 
 /** LOOP_CTL_GET_FREE: reserves nothing; anybody can attach, or remove, the device the next moment. */
-export async function getFree(control: number): Promise<number> {
-  const number = await binding().loopCtlGetFree(control)
+export async function getFree(control: number, bound?: Bound): Promise<number> {
+  const number = await within(bound).loopCtlGetFree(control)
   if (number < 0) throw explain({ call: 'LOOP_CTL_GET_FREE', errno: number, path: CONTROL })
   return number
 }
@@ -36,10 +36,10 @@ export async function getFree(control: number): Promise<number> {
  *
  * @throws `device-exists`, `permission`, `resources`
  */
-export async function addDevice(control: number, number?: number): Promise<number> {
-  const answer = await binding().loopCtlAdd(control, number ?? -1)
+export async function addDevice(control: number, number?: number, bound?: Bound): Promise<number> {
+  const answer = await within(bound).loopCtlAdd(control, number ?? -1)
   if (answer >= 0) return answer
-  if (number === undefined && answer === -EEXIST) return addLowestUnused(control)
+  if (number === undefined && answer === -EEXIST) return addLowestUnused(control, bound)
   throw explain({
     call: 'LOOP_CTL_ADD',
     errno: answer,
@@ -49,10 +49,10 @@ export async function addDevice(control: number, number?: number): Promise<numbe
 }
 
 /** Kernels up to 5.13 answer EEXIST to "any number" as long as there is a free device. */
-async function addLowestUnused(control: number): Promise<number> {
+async function addLowestUnused(control: number, bound: Bound | undefined): Promise<number> {
   for (let candidate = 0; ; candidate++) {
     if (sysfs.deviceExists(candidate)) continue
-    const answer = await binding().loopCtlAdd(control, candidate)
+    const answer = await within(bound).loopCtlAdd(control, candidate)
     if (answer >= 0) return answer
     if (answer !== -EEXIST) {
       throw explain({ call: 'LOOP_CTL_ADD', errno: answer, path: devicePath(candidate), number: candidate })
@@ -71,7 +71,7 @@ export async function removeDevice(control: number, number: number, deadline: De
     deadline.throwIfAborted()
     // K3: left by an attachment that ended otherwise than by a detach.
     const partitions = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
-    const answer = await binding().loopCtlRemove(control, number)
+    const answer = await within(deadline.bound, number).loopCtlRemove(control, number)
     if (answer >= 0) {
       if (!isDevKernels()) removeNode(devicePath(number), `7:${minorOfDevice(number)}`)
       removeNodesOfGone(number, partitions)

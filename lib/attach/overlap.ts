@@ -3,6 +3,7 @@
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { askDevices } from '../handle/ask.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { binding } from '../kernel/binding.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -32,8 +33,8 @@ export interface Found extends Claim {
  * The lease probe answers the common case in 3 us: where nobody else has the file open, no loop device has it either,
  * whoever attached it. It says nothing of block devices, of files that the caller has open, or without CAP_LEASE.
  */
-export async function findAttachments(backing: BackingIdentity): Promise<Found[]> {
-  return isFileUnshared(backing) ? [] : scanAttachments(backing)
+export async function findAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
+  return isFileUnshared(backing) ? [] : scanAttachments(backing, bound)
 }
 
 /** Whether nobody else has the file open; false where that cannot be told. */
@@ -42,11 +43,14 @@ export function isFileUnshared(backing: BackingIdentity): boolean {
 }
 
 /** Asks every attached device. */
-export async function scanAttachments(backing: BackingIdentity): Promise<Found[]> {
+export async function scanAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const asked = await askDevices(numbers.filter((number) => sysfs.isBound(number)))
-  return asked
+  const { answers } = await askDevices(
+    numbers.filter((number) => sysfs.isBound(number)),
+    bound,
+  )
+  return answers
     .filter(({ info }) => isSameFile(info, backing))
     .map(({ number, info, diskSeq, blockSize }) => ({
       number,

@@ -61,9 +61,8 @@ export async function changeBackingFile(handle: Handle, file: BackingFile, optio
         await present.close()
       }
     })
-  })
+  }, deadline)
 }
-
 function checkSize(target: Handle, info: LoopInfo64, backing: Backing): bigint {
   const now = readSize(target)
   const then = visibleSize(backing.size, info.offset, info.sizeLimit)

@@ -65,9 +65,8 @@ export async function migrate(handle: Handle, destination: string, options?: Mig
     deadline.throwIfAborted()
     await handle.readInfo()
     return onBackingDevice(handle, (target) => migrateDevice(target, plan, deadline))
-  })
+  }, deadline)
 }
-
 function checkPlan(destination: unknown, given: MigrateOptions): Plan {
   if (typeof destination !== 'string') throw wrongType('destination', 'a string', destination)
   if (destination === '' || destination.endsWith('/')) throw wrongValue('destination', 'must name a file')

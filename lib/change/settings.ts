@@ -11,10 +11,9 @@ import {
   checkReference,
   wrongValue,
 } from '../common/arguments.ts'
-import { backoff, Deadline } from '../common/deadline.ts'
+import { backoff, CHANGING, checkWait, type Wait } from '../common/deadline.ts'
 import { findHolders } from '../errors/holders.ts'
 import { type Handle, readSize } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, patchInfo } from '../kernel/uapi.ts'
@@ -35,7 +34,7 @@ export interface StatusChange {
 }
 
 /** LOOP_GET_STATUS64, the named fields changed, LOOP_SET_STATUS64. */
-export async function setStatus(handle: Handle, change: StatusChange): Promise<void> {
+export async function setStatus(handle: Handle, change: StatusChange, options?: Wait): Promise<void> {
   const given = checkOptions(checkObject('change', change), [
     'offset',
     'sizeLimit',
@@ -50,6 +49,7 @@ export async function setStatus(handle: Handle, change: StatusChange): Promise<v
   if (given.partscan !== undefined && !checkBoolean('partscan', given.partscan)) {
     throw wrongValue('partscan', 'can be switched on only: the kernel keeps it until the device is detached')
   }
+  const deadline = checkWait(options, CHANGING)
   return handle.run(async () => {
     const { bytes, info } = await handle.readInfo()
     let { flags } = info
@@ -69,52 +69,55 @@ export async function setStatus(handle: Handle, change: StatusChange): Promise<v
     )
     if (answer < 0) throw handle.explain('LOOP_SET_STATUS64', answer)
     await handle.renewDetach()
-  })
+  }, deadline)
 }
 
 /** LOOP_SET_CAPACITY, after the backing file grew or shrank. Partitions are not looked at again. */
-export async function refreshCapacity(handle: Handle): Promise<number> {
+export async function refreshCapacity(handle: Handle, options?: Wait): Promise<number> {
+  const deadline = checkWait(options, CHANGING)
   return handle.run(async () => {
     await handle.readInfo()
     const answer = await handle.write('loopSetCapacity')
     if (answer < 0) throw handle.explain('LOOP_SET_CAPACITY', answer)
     return Number(readSize(handle))
-  })
+  }, deadline)
 }
 
 /** LOOP_SET_DIRECT_IO. */
-export async function setDirectIO(handle: Handle, enabled: boolean): Promise<void> {
+export async function setDirectIO(handle: Handle, enabled: boolean, options?: Wait): Promise<void> {
   checkBoolean('enabled', enabled)
+  const deadline = checkWait(options, CHANGING)
   return handle.run(async () => {
     await handle.readInfo()
     const answer = await handle.write('loopSetDirectIo', enabled ? 1 : 0)
     if (answer < 0) throw handle.explain('LOOP_SET_DIRECT_IO', answer)
-  })
+  }, deadline)
 }
 
 /**
  * LOOP_SET_BLOCK_SIZE, with the device held exclusively: kernels up to 6.16 (K11) change it under a mounted
  * filesystem.
  */
-export async function setBlockSize(handle: Handle, bytes: number): Promise<void> {
+export async function setBlockSize(handle: Handle, bytes: number, options?: Wait): Promise<void> {
   checkBlockSize('bytes', bytes, 65_536)
+  const deadline = checkWait(options, CHANGING)
   return handle.run(async () => {
     await handle.readInfo()
     const refused = await setBlockSizeExclusively(handle, O_RDONLY, bytes)
     if (refused < 0) await setBlockSizeExclusively(handle, O_RDWR, bytes)
-  })
+  }, deadline)
 }
 
 /** 0, or -EPERM for a read-only descriptor: then a writable one may do. Every other failure is thrown. */
 async function setBlockSizeExclusively(handle: Handle, access: number, bytes: number): Promise<number> {
-  const fd = await openDevice(handle.number, access | O_EXCL)
+  const fd = await openDevice(handle.number, access | O_EXCL, handle.bound)
   if (fd === -EBUSY) {
     const holders = await findHolders(handle.number, [handle.descriptor])
     throw handle.explain('open', fd, { holders })
   }
   if (fd < 0) throw handle.explain('open', fd)
   try {
-    const answer = await retryDirty(handle, () => binding().loopSetBlockSize(fd, bytes))
+    const answer = await retryDirty(handle, () => handle.calls.loopSetBlockSize(fd, bytes))
     if (answer < 0 && !(answer === -EPERM && access === O_RDONLY)) {
       throw handle.explain('LOOP_SET_BLOCK_SIZE', answer, { asked: { blockSize: bytes } })
     }
@@ -129,18 +132,18 @@ async function setBlockSizeExclusively(handle: Handle, access: number, bytes: nu
  * mostly) can cause at any moment.
  */
 async function retryDirty(handle: Handle, call: () => Promise<number>): Promise<number> {
-  const deadline = new Deadline(5_000)
   for (let attempt = 1; ; attempt++) {
     const answer = await call()
-    if (answer !== -EAGAIN || !(await deadline.pause(backoff(attempt)))) return answer
-    await binding().blkFlsBuf(handle.descriptor)
+    if (answer !== -EAGAIN || !(await handle.deadline.pause(backoff(attempt)))) return answer
+    await handle.calls.blkFlsBuf(handle.descriptor)
   }
 }
 
 /** What is written to the device is in the backing file, and that on its medium. */
-export async function flush(handle: Handle): Promise<void> {
+export async function flush(handle: Handle, options?: Wait): Promise<void> {
+  const deadline = checkWait(options, CHANGING)
   return handle.run(async () => {
-    const answer = await fsync(handle.descriptor)
+    const answer = await fsync(handle.descriptor, handle.bound)
     if (answer < 0) throw handle.explain('fsync', answer)
-  })
+  }, deadline)
 }

@@ -1,6 +1,7 @@
 /** How long a workflow may still wait, and whether its caller has given up on it. */
 
-import { checkSignal, checkTimeout } from './arguments.ts'
+import type { Bound } from '../kernel/bounded.ts'
+import { checkOptions, checkSignal, checkTimeout } from './arguments.ts'
 
 /** What bounds a wait; of everything that asks the kernel. */
 export interface Wait {
@@ -23,6 +24,7 @@ export class Deadline {
   readonly #start: number
   readonly #end: number
   readonly #signal: AbortSignal | undefined
+  readonly #bound: Bound
 
   /** `timeout` in milliseconds; 0: one try, no waiting. */
   constructor(timeout: number, signal?: AbortSignal) {
@@ -30,10 +32,16 @@ export class Deadline {
     this.#start = performance.now()
     this.#end = this.#start + timeout
     this.#signal = signal
+    this.#bound = new DeadlineBound(this, signal)
   }
 
   throwIfAborted(): void {
     this.#signal?.throwIfAborted()
+  }
+
+  /** Whether only one try was asked for. */
+  get isOneTry(): boolean {
+    return this.#timeout === 0
   }
 
   /** Milliseconds since the beginning. */
@@ -43,6 +51,11 @@ export class Deadline {
 
   get left(): number {
     return Math.max(0, this.#end - performance.now())
+  }
+
+  /** For calls that end with it; where only one try was asked for, each has a second. */
+  get bound(): Bound {
+    return this.#bound
   }
 
   /** Whether the time is up; never for a timeout of 0, which means one try however long that takes. */
@@ -64,13 +77,13 @@ export class Deadline {
   }
 
   /**
-   * Waits until `done` resolves. False where the time was up before; with a timeout of 0 that is never.
+   * Waits until `done` resolves. False where the time was up before; where only one try was asked for, that of its turn.
    *
    * @throws the signal's reason, as soon as it is aborted
    */
   async waitFor(done: Promise<void>): Promise<boolean> {
     this.throwIfAborted()
-    return this.#wait(this.#timeout > 0 ? this.left : Number.POSITIVE_INFINITY, done)
+    return this.#wait(this.isOneTry ? ONE_TURN : this.left, done)
   }
 
   /** Whether `wake` resolved before the time was up. */
@@ -90,6 +103,33 @@ export class Deadline {
     })
   }
 }
+
+class DeadlineBound implements Bound {
+  readonly signal: AbortSignal | undefined
+  readonly #deadline: Deadline
+
+  constructor(deadline: Deadline, signal: AbortSignal | undefined) {
+    this.#deadline = deadline
+    this.signal = signal
+  }
+
+  get left(): number {
+    return this.#deadline.isOneTry ? ONE_TRY : this.#deadline.left
+  }
+}
+
+/** Milliseconds that a call may take where only one try was asked for, and that it may wait for its turn in a queue. */
+const ONE_TRY = 1_000
+const ONE_TURN = 10_000
+
+/** The options that bound a wait are all that is given. */
+export function checkWait(options: Wait | undefined, timeout: number): Deadline {
+  return checkDeadline(checkOptions(options, ['signal', 'timeout']), timeout)
+}
+
+/** Default times in milliseconds: for what only looks, and for what changes something. */
+export const LOOKING = 5_000
+export const CHANGING = 10_000
 
 /** setTimeout takes no more, some 24 days; what is longer has no end. */
 const MOST_MS = 2 ** 31 - 1

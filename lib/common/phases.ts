@@ -5,6 +5,7 @@
  * waiting, mending and explaining that may need, and what is left is planned again from there.
  */
 
+import type { Asked, Bound } from '../kernel/bounded.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import type { Deadline } from './deadline.ts'
 
@@ -23,15 +24,20 @@ export interface Phase {
 }
 
 /**
- * Does all phases, or undoes them in reverse order.
+ * Does all phases, or undoes them in reverse order. A sequence that is given up on is undone by its thread.
  *
- * @throws what a phase throws, or the signal's reason
+ * @param asked the device or file that the calls depend on
+ * @throws what a phase throws, GivenUp, or the signal's reason
  */
-export async function runPhases(phases: readonly Phase[], deadline: Deadline): Promise<void> {
+export async function runPhases(phases: readonly Phase[], deadline: Deadline, asked?: Asked): Promise<void> {
   try {
     for (;;) {
       deadline.throwIfAborted()
-      await runPlanned(phases.filter(({ isDone }) => !isDone))
+      await runPlanned(
+        phases.filter(({ isDone }) => !isDone),
+        deadline.bound,
+        asked,
+      )
       deadline.throwIfAborted()
       const next = phases.find(({ isDone }) => !isDone)
       if (next === undefined) return
@@ -43,7 +49,7 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline): P
   }
 }
 
-async function runPlanned(phases: readonly Phase[]): Promise<void> {
+async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked | undefined): Promise<void> {
   const sequence = new Sequence()
   const takers: (() => void)[] = []
   for (const phase of phases) {
@@ -52,7 +58,7 @@ async function runPlanned(phases: readonly Phase[]): Promise<void> {
     takers.push(take)
   }
   if (takers.length === 0) return
-  await sequence.run()
+  await sequence.run(bound, asked)
   // Each of them, whatever the one before it found: descriptors have been opened that somebody has to know of.
   const refused: unknown[] = []
   for (const take of takers) {

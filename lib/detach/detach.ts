@@ -33,7 +33,7 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   const force = given.force === undefined ? false : checkBoolean('force', given.force)
   const deadline = checkDeadline(given, 4_000)
   return countUnderWay(() =>
-    handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force))),
+    handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force)), deadline),
   )
 }
 
@@ -48,7 +48,7 @@ async function detachStrictly(handle: Handle, deadline: Deadline, force: boolean
     new ClearPhase(work),
     new VacatePhase(work),
   ]
-  await runPhases(phases, deadline)
+  await runPhases(phases, deadline, handle.number)
   if (work.isGone && attachments.length === 1) return 'detached'
   return (await confirmGone(attachments, deadline)) ? 'detached' : 'deferred'
 }
@@ -57,6 +57,6 @@ async function detachLazily(handle: Handle, deadline: Deadline): Promise<DetachR
   const attachment = attachmentOf(handle.number, handle.ref.diskSeq)
   const work = new Detaching(handle, deadline, true)
   const phases = [new PresentPhase(work), new FlushPhase(work), new ClearLazilyPhase(work), new VacatePhase(work)]
-  await runPhases(phases, deadline)
+  await runPhases(phases, deadline, handle.number)
   return work.isGone || !isStillAttached(attachment) ? 'detached' : 'deferred'
 }

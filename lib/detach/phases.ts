@@ -7,7 +7,6 @@ import { type LoopError, refusal } from '../errors/errors.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
 import { noteFree } from '../handle/free-devices.ts'
-import { binding } from '../kernel/binding.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { canAdministrate } from '../kernel/process.ts'
@@ -94,10 +93,10 @@ export class ExclusivePhase implements Phase {
   /** @throws `permission` where a deferred detach could not be taken back */
   async #open(): Promise<number> {
     const { handle } = this.#work
-    const fd = await openDevice(handle.number, this.#access | O_EXCL)
+    const fd = await openDevice(handle.number, this.#access | O_EXCL, handle.bound)
     if (this.#access === O_RDONLY || (fd !== -EACCES && fd !== -EPERM)) return fd
     if (!canAdministrate()) throw handle.explain('open', fd)
-    return openDevice(handle.number, O_RDONLY | O_EXCL)
+    return openDevice(handle.number, O_RDONLY | O_EXCL, handle.bound)
   }
 
   /** Mounts, swap and what is built on the device stay; a mkfs, or somebody else's probe, passes. */
@@ -138,7 +137,7 @@ export class FlushPhase implements Phase {
   }
 
   async byHand(): Promise<void> {
-    this.#work.noteFlush(await fsync(this.#work.handle.descriptor))
+    this.#work.noteFlush(await fsync(this.#work.handle.descriptor, this.#work.handle.bound))
   }
 }
 
@@ -177,8 +176,8 @@ export class ClearPhase implements Phase {
     if (present !== undefined) assertRemovable(handle, present)
     await this.#takePlace()
     const { descriptor } = handle
-    const first = await binding().loopClrFd(descriptor)
-    const second = first < 0 ? first : await binding().loopClrFd(descriptor)
+    const first = await this.#work.handle.calls.loopClrFd(descriptor)
+    const second = first < 0 ? first : await this.#work.handle.calls.loopClrFd(descriptor)
     work.isGoing = first === -ENXIO || second === -ENXIO
     if (work.isGoing) return this.#removePartitions()
     // Where detachSync() came meanwhile, the deferred detach is what is wanted
@@ -192,7 +191,7 @@ export class ClearPhase implements Phase {
     const work = this.#work
     if (work.isExclusive) return
     const exclusive = typeof work.exclusive === 'number' ? work.exclusive : -1
-    const answer = await binding().dup3(exclusive, work.handle.descriptor)
+    const answer = await this.#work.handle.calls.dup3(exclusive, work.handle.descriptor)
     if (answer < 0) throw work.handle.explain('dup3', answer)
     work.isExclusive = true
     work.exclusive = -1
@@ -210,10 +209,10 @@ export class ClearPhase implements Phase {
     const work = this.#work
     const { handle } = work
     if (!work.autoclear) await clearAutoclear(handle)
-    const plain = await openDevice(handle.number, O_RDONLY)
+    const plain = await openDevice(handle.number, O_RDONLY, handle.bound)
     // No descriptor to be had: the exclusive one serves, and is better than none.
     if (plain < 0) throw handle.explain('open', plain)
-    const answer = await binding().dup3(plain, handle.descriptor)
+    const answer = await this.#work.handle.calls.dup3(plain, handle.descriptor)
     await close(plain)
     if (answer < 0) throw handle.explain('dup3', answer)
     work.isExclusive = false
@@ -265,7 +264,7 @@ export class ClearLazilyPhase implements Phase {
   async byHand(): Promise<void> {
     const { handle, present } = this.#work
     if (present !== undefined) await removeUnused(handle.number, handle.descriptor, present.added)
-    const answer = await binding().loopClrFd(handle.descriptor)
+    const answer = await this.#work.handle.calls.loopClrFd(handle.descriptor)
     if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
     this.#work.isGoing = true
   }

@@ -44,7 +44,7 @@ export async function tryAttaching(): Promise<Trial> {
   const trial: Trial = { readOnly: false }
   let control = -1
   try {
-    control = await within(`open ${CONTROL}`, openControl, close)
+    control = await within(`open ${CONTROL}`, () => openControl(), close)
   } catch (error) {
     trial.control = asLoopError(error)
   }

@@ -1,15 +1,16 @@
 /** LOOP_GET_STATUS64 of devices that no handle holds. */
 
+import { constants } from 'node:os'
 import type { LoopErrorReason } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { inBatches } from '../kernel/batches.ts'
+import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { O_RDONLY } from '../kernel/files.ts'
-import { inBatches } from '../kernel/batches.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import { decodeInfo, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 
-/** It went, or this /dev has no node of it, which must not keep anybody from using other devices. */
-const NOT_TO_BE_ASKED = new Set<LoopErrorReason>(['no-such-device', 'detaching', 'node-missing', 'not-a-loop-device'])
+const { ENXIO } = constants.errno
 
 /** What an attached device answers. */
 export interface Answers {
@@ -19,17 +20,56 @@ export interface Answers {
   blockSize: number
 }
 
-/**
- * Looks at devices without holding them: LOOP_GET_STATUS64. Those that are not attached, or cannot be asked, are left
- * out.
- *
- * @throws `permission`, `resources`
- */
-export async function askDevices(numbers: readonly number[]): Promise<Answers[]> {
-  return (await inBatches(numbers, askBatch)).flat()
+/** Why an attached device could not be asked. */
+export type Silence = 'permission' | 'timeout' | 'no-node'
+
+export interface Asked {
+  answers: Answers[]
+  silent: { number: number; why: Silence }[]
 }
 
-async function askBatch(numbers: readonly number[]): Promise<Answers[]> {
+/** Errors that only concern this one device, which is going or is not a loop device: the others are asked all the same. */
+const SKIPPED = new Set<LoopErrorReason>(['no-such-device', 'detaching', 'not-a-loop-device'])
+
+/** Milliseconds that many devices are given together, and then each by itself, side by side. */
+const TOGETHER = 250
+const APART = 1_000
+
+/**
+ * Looks at devices without holding them. Those that are not attached are left out; those that cannot be asked are told.
+ * Where one does not answer, the others do all the same.
+ *
+ * @throws `resources`
+ */
+export async function askDevices(numbers: readonly number[], bound?: Bound): Promise<Asked> {
+  const asked = await inBatches(numbers, (batch) => askBatch(batch, bound))
+  return { answers: asked.flatMap(({ answers }) => answers), silent: asked.flatMap(({ silent }) => silent) }
+}
+
+async function askBatch(numbers: readonly number[], bound: Bound | undefined): Promise<Asked> {
+  try {
+    return await ask(numbers, within(bound, TOGETHER))
+  } catch (error) {
+    if (!(error instanceof GivenUp) || error.isAborted) throw error
+  }
+  const asked = await Promise.all(numbers.map((number) => askOne(number, bound)))
+  return { answers: asked.flatMap(({ answers }) => answers), silent: asked.flatMap(({ silent }) => silent) }
+}
+
+async function askOne(number: number, bound: Bound | undefined): Promise<Asked> {
+  try {
+    return await ask([number], within(bound, APART), number)
+  } catch (error) {
+    if (!(error instanceof GivenUp) || error.isAborted) throw error
+    return { answers: [], silent: [{ number, why: 'timeout' }] }
+  }
+}
+
+function within(bound: Bound | undefined, ms: number): Bound {
+  return { left: Math.min(ms, bound?.left ?? ms), signal: bound?.signal }
+}
+
+async function ask(numbers: readonly number[], bound: Bound, gate?: number): Promise<Asked> {
   const sequence = new Sequence()
   const asked = numbers.map((number) => {
     sequence.part()
@@ -41,15 +81,25 @@ async function askBatch(numbers: readonly number[]): Promise<Answers[]> {
     sequence.call('close', fd)
     return { number, bytes, fd, status, diskSeq, blockSize }
   })
-  await sequence.run()
-  return asked.flatMap(({ number, bytes, fd, status, diskSeq, blockSize }) => {
+  await sequence.run(bound, gate)
+  const found: Asked = { answers: [], silent: [] }
+  for (const { number, bytes, fd, status, diskSeq, blockSize } of asked) {
     if (fd.answer !== undefined && fd.answer < 0) {
-      const failure = { call: 'open', errno: fd.answer, path: devicePath(number), number }
-      const error = explain(failure, 'open device')
-      if (!NOT_TO_BE_ASKED.has(error.reason)) throw error
-    }
-    if (status.answer !== 0) return []
-    const known = diskSeq.succeeded ? diskSeq.answer : undefined
-    return { number, info: decodeInfo(bytes), diskSeq: known, blockSize: blockSize.answer ?? 0 }
-  })
+      const why = silenceOf(number, fd.answer)
+      if (why !== undefined) found.silent.push({ number, why })
+    } else if (status.answer === 0) {
+      const known = diskSeq.succeeded ? diskSeq.answer : undefined
+      found.answers.push({ number, info: decodeInfo(bytes), diskSeq: known, blockSize: blockSize.answer ?? 0 })
+    } else if (status.answer !== -ENXIO) found.silent.push({ number, why: 'timeout' })
+  }
+  return found
+}
+
+/** @throws what is no matter of this one device */
+function silenceOf(number: number, errno: number): Silence | undefined {
+  const error = explain({ call: 'open', errno, path: devicePath(number), number }, 'open device')
+  if (SKIPPED.has(error.reason)) return undefined
+  if (error.reason === 'node-missing') return 'no-node'
+  if (error.reason === 'permission') return 'permission'
+  throw error
 }

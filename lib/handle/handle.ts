@@ -2,10 +2,14 @@
 
 import { constants } from 'node:os'
 import type { Failure } from '../errors/causes.ts'
+import { Deadline } from '../common/deadline.ts'
 import { Warnings } from '../common/warnings.ts'
+import { explainGivenUp } from '../errors/given-up.ts'
+import { Queue } from './queue.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding, type Binding } from '../kernel/binding.ts'
+import { type Bound, type Bounded, GivenUp, within } from '../kernel/bounded.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from '../kernel/features.ts'
 import { close, closeSync, O_RDWR } from '../kernel/files.ts'
@@ -40,6 +44,9 @@ export interface Info {
 
 /** Calls that want a descriptor open for writing, or CAP_SYS_ADMIN. */
 type WriterCall = 'loopSetStatus64' | 'loopSetCapacity' | 'loopSetDirectIo' | 'loopSetBlockSize'
+
+/** Milliseconds that close() waits for the operations before it. */
+const CLOSE_MS = 10_000
 
 /** Held until detach, close, release or exit, as a listening socket is: no device goes by garbage collection. */
 const owned = new Set<Handle>()
@@ -86,12 +93,15 @@ export class Handle {
   readonly #remains: Remains
   #diskSeq: number | undefined
   #backing: Backing | undefined
+  /** Whether the device was attached when this handle was made. */
+  readonly #isAttached: boolean
   #flags: number | undefined
   #closed = false
   #closing: Promise<void> | undefined
-  #running = false
   #changing = false
-  #queue: Promise<unknown> = Promise.resolve()
+  readonly #queue = new Queue()
+  #calls: Bounded | undefined
+  #deadline: Deadline | undefined
 
   constructor(
     number: number,
@@ -99,6 +109,8 @@ export class Handle {
     options: {
       owned: boolean
       backing: (Backing & { flags: number }) | undefined
+      /** Where the backing file is not known although there is one. */
+      attached?: boolean
       createNode?: boolean
       /** Where it has been read already. */
       diskSeq?: number | undefined
@@ -110,6 +122,7 @@ export class Handle {
     this.owned = options.owned
     this.createNode = options.createNode ?? true
     this.#backing = options.backing
+    this.#isAttached = options.attached ?? options.backing !== undefined
     this.#flags = options.backing?.flags
     this.#diskSeq = options.diskSeq ?? readDiskSeq(fd)
     if (this.owned) owned.add(this)
@@ -171,22 +184,47 @@ export class Handle {
     return this.#remains.fd
   }
 
-  /** Runs the operation after those before it; rejects with `closed` once close() was called. */
-  run<T>(operation: () => Promise<T>): Promise<T> {
-    if (this.isClosing) return Promise.reject(this.closedError())
-    const result = this.#queue.then(async () => {
+  /**
+   * Runs the operation after those before it, within its time. An operation with a call that was given up on keeps its
+   * place until that call has come back.
+   *
+   * @throws `closed` once close() was called, `timeout`, the signal's reason
+   */
+  async run<T>(operation: () => Promise<T>, deadline: Deadline): Promise<T> {
+    if (this.isClosing) throw this.closedError()
+    await this.#queue.enter(deadline, this.path)
+    let back: Promise<unknown> | undefined
+    try {
       this.assertOpen()
-      this.#running = true
-      try {
-        return await operation()
-      } finally {
-        this.#running = false
-        // closeSync() came meanwhile and left the descriptor to us
-        if (this.#closed) await this.#drop()
-      }
-    })
-    this.#queue = result.catch(() => {})
-    return result
+      this.#deadline = deadline
+      this.#calls = within(deadline.bound, this.number)
+      return await operation()
+    } catch (error) {
+      if (error instanceof GivenUp) back = error.back
+      throw explainGivenUp(error, this.path)
+    } finally {
+      this.#deadline = undefined
+      this.#calls = undefined
+      // closeSync() came meanwhile and left the descriptor to us
+      if (this.#closed) await this.#drop()
+      this.#queue.leave(back)
+    }
+  }
+
+  /** The calls of the addon, with the end that the operation under way has. */
+  get calls(): Bounded {
+    return this.#calls ?? binding()
+  }
+
+  /** The end that the operation under way has. */
+  get deadline(): Deadline {
+    if (this.#deadline === undefined) throw new TypeError('no operation is under way')
+    return this.#deadline
+  }
+
+  /** The same, for sequences of calls and for files. */
+  get bound(): Bound | undefined {
+    return this.#deadline?.bound
   }
 
   /** Whether close() was called: nothing new may begin, though the descriptor may still be in use. */
@@ -195,7 +233,7 @@ export class Handle {
   }
 
   get isRunning(): boolean {
-    return this.#running
+    return this.#queue.isRunning
   }
 
   /** @throws `closed` */
@@ -207,9 +245,26 @@ export class Handle {
     return refusal('closed', 'ioctl', 'the handle is closed', { path: this.path })
   }
 
-  /** Lets go of the descriptor after the operations in flight. Idempotent. */
-  close(): Promise<void> {
-    return (this.#closing ??= this.#queue.then(() => this.closeNow()))
+  /**
+   * Lets go of the descriptor after the operations in flight. Idempotent. Where they do not end in time, the handle is
+   * closed all the same, and the thread that is in a call closes the descriptor.
+   */
+  close(deadline: Deadline = new Deadline(CLOSE_MS)): Promise<void> {
+    return (this.#closing ??= this.#close(deadline))
+  }
+
+  async #close(deadline: Deadline): Promise<void> {
+    try {
+      await this.#queue.enter(deadline, this.path)
+    } catch {
+      this.closeSync()
+      return
+    }
+    try {
+      await this.closeNow()
+    } finally {
+      this.#queue.leave()
+    }
   }
 
   /** Lets go of the descriptor from within an operation. */
@@ -230,7 +285,7 @@ export class Handle {
   closeSync(): boolean {
     this.#closed = true
     this.#closing ??= Promise.resolve()
-    if (this.#running) return false
+    if (this.isRunning) return false
     const fd = this.#take()
     if (fd >= 0) closeSync(fd)
     return true
@@ -275,7 +330,7 @@ export class Handle {
    */
   async renewDetach(): Promise<void> {
     if (!this.#closed) return
-    await binding().loopClrFd(this.descriptor)
+    await this.calls.loopClrFd(this.descriptor)
     throw this.closedError()
   }
 
@@ -286,15 +341,20 @@ export class Handle {
    */
   async readInfo(): Promise<Info> {
     const bytes = newInfo()
-    return this.#checkedInfo(bytes, await binding().loopGetStatus64(this.descriptor, bytes))
+    return this.takeOver(bytes, await this.calls.loopGetStatus64(this.descriptor, bytes))
   }
 
   readInfoSync(): Info {
     const bytes = newInfo()
-    return this.#checkedInfo(bytes, binding().loopGetStatus64Sync(this.descriptor, bytes))
+    return this.takeOver(bytes, binding().loopGetStatus64Sync(this.descriptor, bytes))
   }
 
-  #checkedInfo(bytes: Uint8Array, answer: number): Info {
+  /**
+   * Takes over what LOOP_GET_STATUS64 has answered.
+   *
+   * @throws `not-attached`, `detaching`, `replaced`
+   */
+  takeOver(bytes: Uint8Array, answer: number): Info {
     if (answer < 0) throw this.explain('LOOP_GET_STATUS64', answer)
     this.assertAttachment()
     const info = decodeInfo(bytes)
@@ -314,7 +374,7 @@ export class Handle {
   assertAttachment(): void {
     if (this.#changing) return
     const diskSeq = readDiskSeq(this.descriptor)
-    if (this.#backing === undefined) {
+    if (!this.#isAttached) {
       throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
         path: this.path,
         ioctl: 'LOOP_GET_STATUS64',
@@ -329,7 +389,7 @@ export class Handle {
     name: Name,
     ...values: Parameters<Binding[Name]> extends [number, ...infer Rest] ? Rest : never
   ): Promise<number> {
-    const call = binding()[name] as (fd: number, ...rest: unknown[]) => Promise<number>
+    const call = this.calls[name] as (fd: number, ...rest: unknown[]) => Promise<number>
     const answer = await call(this.descriptor, ...values)
     if (answer !== -EPERM) return answer
     const fd = await openDevice(this.number, O_RDWR)

@@ -8,9 +8,10 @@ import { openHandle } from './open.ts'
 export const LOWER_TAG = 'loopctl:lower'
 
 /** The lower device of a stack made by this library; undefined: the device is not the upper one of such. */
-export async function findSwappableLower({ lowerNumber }: Handle): Promise<number | undefined> {
+export async function findSwappableLower({ lowerNumber, bound }: Handle): Promise<number | undefined> {
   if (lowerNumber === undefined) return undefined
-  const [lower] = await askDevices([lowerNumber])
+  const { answers } = await askDevices([lowerNumber], bound)
+  const [lower] = answers
   return lower?.info.fileName === LOWER_TAG ? lowerNumber : undefined
 }
 
@@ -26,7 +27,7 @@ export async function onBackingDevice<T>(handle: Handle, operation: (target: Han
     const { info } = await lower.readInfo()
     if (info.fileName !== LOWER_TAG) return await operation(handle)
     await handle.readInfo()
-    return await lower.run(() => operation(lower))
+    return await lower.run(() => operation(lower), handle.deadline)
   } finally {
     await lower.close()
   }

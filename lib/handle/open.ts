@@ -1,13 +1,15 @@
 /** A handle of a device that somebody else attached, or of a free one. */
 
 import { constants } from 'node:os'
-import { checkInteger, checkLoopNumber, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
-import { checkDeadline } from '../common/deadline.ts'
+import { checkInteger, checkLoopNumber, wrongType, wrongValue } from '../common/arguments.ts'
+import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import { explain } from '../errors/explain.ts'
-import { binding } from '../kernel/binding.ts'
+import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
+import { isBound } from '../kernel/sysfs.ts'
 import { decodeInfo, newInfo } from '../kernel/uapi.ts'
 import { Handle } from './handle.ts'
 import type { LoopRef } from './identity.ts'
@@ -15,8 +17,9 @@ import type { LoopRef } from './identity.ts'
 /** 7, `'/dev/loop7'`, `'loop7'`, or an identity: `device.ref`, a LoopInfo. */
 export type DeviceRef = number | string | Readonly<LoopRef>
 
-export interface OpenOptions {
-  signal?: AbortSignal | undefined
+export interface OpenOptions extends Wait {
+  /** Milliseconds; default 5 000. */
+  timeout?: number | undefined
 }
 
 /**
@@ -24,15 +27,12 @@ export interface OpenOptions {
  *   `detaching`, `permission`
  */
 export async function openHandle(device: DeviceRef, options?: OpenOptions): Promise<Handle> {
-  const given = checkOptions(options, ['signal'])
   const ref = checkDeviceRef(device)
   const { number } = ref
-  const deadline = checkDeadline(given, 0)
+  const deadline = checkWait(options, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
-  const fd = await openDevice(number, O_RDONLY)
-  if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-  const handle = await identify(number, fd)
+  const handle = await explained(() => openAndIdentify(number, deadline.bound))
   try {
     deadline.throwIfAborted()
     handle.assertIs(ref)
@@ -43,13 +43,43 @@ export async function openHandle(device: DeviceRef, options?: OpenOptions): Prom
   }
 }
 
-async function identify(number: number, fd: number): Promise<Handle> {
+async function openAndIdentify(number: number, bound: Bound): Promise<Handle> {
+  const fd = await openDevice(number, O_RDONLY, bound)
+  if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
   const bytes = newInfo()
-  const answer = await binding().loopGetStatus64(fd, bytes)
-  if (answer >= 0) return new Handle(number, fd, { owned: false, backing: decodeInfo(bytes) })
-  if (answer === -constants.errno.ENXIO) return new Handle(number, fd, { owned: false, backing: undefined })
+  const answer = await askInHalfTime(number, fd, bytes, bound)
+  if (answer !== undefined && answer >= 0) return new Handle(number, fd, { owned: false, backing: decodeInfo(bytes) })
+  if (answer === -ENXIO) return new Handle(number, fd, { owned: false, backing: undefined })
+  // The filesystem of the backing file is gone, or silent. The device can be got rid of all the same.
+  if (answer === undefined || (!OF_DEVICE.has(-answer) && isBound(number))) {
+    return new Handle(number, fd, { owned: false, backing: undefined, attached: true })
+  }
   await close(fd)
   throw explain({ call: 'LOOP_GET_STATUS64', errno: answer, path: devicePath(number), number })
+}
+
+const { EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM } = constants.errno
+
+/**
+ * What LOOP_GET_STATUS64 answers of the device itself, or of our descriptor; every other error is that of the backing
+ * file's filesystem, which it asks.
+ */
+export const OF_DEVICE: ReadonlySet<number> = new Set([EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM])
+
+/** Undefined: it does not answer. */
+async function askInHalfTime(
+  number: number,
+  fd: number,
+  bytes: Uint8Array,
+  { left, signal }: Bound,
+): Promise<number | undefined> {
+  try {
+    return await within({ left: left / 2, signal }, number).loopGetStatus64(fd, bytes)
+  } catch (error) {
+    if (error instanceof GivenUp && !error.isAborted) return undefined
+    await close(fd)
+    throw error
+  }
 }
 
 export function checkDeviceRef(value: unknown): LoopRef {

@@ -28,6 +28,9 @@ export interface Bound {
   readonly signal?: AbortSignal | undefined
 }
 
+/** For what takes back a workflow whose own time is up. */
+export const UNDOING: Bound = { left: 1_000 }
+
 /** A call that did not come back in time. */
 export class GivenUp extends Error {
   override readonly name = 'GivenUp'

@@ -14,8 +14,6 @@ import {
   writeAt,
 } from './files.ts'
 import { binding } from './binding.ts'
-import { inBatches } from './batches.ts'
-import { Sequence, type Step } from './sequence.ts'
 
 const { EMFILE, ENAMETOOLONG, ENFILE, ENOMEM } = constants.errno
 
@@ -220,34 +218,6 @@ function optionalText(path: string): string | undefined {
 function optionalNumber(value: Buffer | number): number | undefined {
   const digits = text(value)
   return digits === undefined ? undefined : Number(digits)
-}
-
-/**
- * The paths of the backing files of those that are attached, null where one is too long to be shown; or the negative
- * errno.
- */
-export async function readBackingFiles(numbers: readonly number[]): Promise<Map<number, string | null> | number> {
-  const read = (await inBatches(numbers, readBackingFileBatch)).flat()
-  const lacking = read.find(({ length }) => LACKING.has(length.answer ?? 0))
-  if (lacking?.length.answer !== undefined) return lacking.length.answer
-  const found = new Map<number, string | null>()
-  for (const { number, bytes, length } of read) {
-    const path = decodeBackingFile(bytes, length.answer)
-    if (path !== undefined) found.set(number, path)
-  }
-  return found
-}
-
-async function readBackingFileBatch(
-  numbers: readonly number[],
-): Promise<{ number: number; bytes: Buffer; length: Step }[]> {
-  const sequence = new Sequence()
-  const read = numbers.map((number) => {
-    const bytes = newAttribute()
-    return { number, bytes, length: sequence.try('sysfsBackingFile', number, bytes) }
-  })
-  await sequence.run()
-  return read
 }
 
 /** An attribute of a device, as the addon reads it. */

@@ -1,76 +1,120 @@
 /** The devices that a file, or a reference, is attached to. */
 
-import { type BackingFile, checkBackingFile, checkReference, type FileArgument } from '../common/arguments.ts'
-import { assertSupported } from '../errors/errors.ts'
+import { constants } from 'node:os'
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkBoolean,
+  checkOptions,
+  checkReference,
+  type FileArgument,
+} from '../common/arguments.ts'
+import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
+import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { askDevices } from '../handle/ask.ts'
+import { explained } from '../errors/given-up.ts'
+import { type Answers, askDevices, type Silence } from '../handle/ask.ts'
+import { type Bound, GivenUp } from '../kernel/bounded.ts'
+import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
-import { inBatches } from '../kernel/batches.ts'
-import { Sequence } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { decodeStat, encodePath, type LoopInfo64, newStat, type Stat } from '../kernel/uapi.ts'
-import { type FileIdentity, type LoopInfo, readInfos } from './list.ts'
+import type { LoopInfo64 } from '../kernel/uapi.ts'
+import { type LoopInfo, readInfos } from './list.ts'
+
+export interface FindOptions extends Wait {
+  /**
+   * Devices that could be those that are looked for, but cannot be asked, are in the answer too, and say why:
+   * `LoopInfo.unconfirmed`. Default false: they are left out, and find() rejects where it found nothing else.
+   */
+  unconfirmed?: boolean | undefined
+  /** Milliseconds; default 5 000. */
+  timeout?: number | undefined
+}
 
 /**
- * The devices attached to this very file, by device and inode: links, other paths and bind mounts are the same file.
- * Or those that carry the tag.
+ * The devices attached to this very file, or those that carry the tag. What is the same file is told by numbers, device
+ * and inode, and for a block device its own number, whichever node it was attached through: LOOP_GET_STATUS64. A path is
+ * not looked at: that of another mount namespace can be another file here.
  */
-export async function find(what: BackingFile | { reference: string }): Promise<LoopInfo[]> {
+export async function find(what: BackingFile | { reference: string }, options?: FindOptions): Promise<LoopInfo[]> {
+  const given = checkOptions(options, ['unconfirmed', 'signal', 'timeout'])
+  const unconfirmed = given.unconfirmed === undefined ? false : checkBoolean('unconfirmed', given.unconfirmed)
+  const deadline = checkDeadline(given, LOOKING)
   if (typeof what === 'object' && what !== null && 'reference' in what) {
     const reference = checkReference(what.reference)
     assertSupported()
-    return findByInfo([...(await readAttached()).keys()], (info) => info.fileName === reference)
+    const wanted: Wanted = {
+      is: (info) => info.fileName === reference,
+      couldBe: async () => true,
+    }
+    return explained(() => findWanted(wanted, unconfirmed, deadline))
   }
   const argument = checkBackingFile(what)
   assertSupported()
-  const { dev, ino } = await identityOf(argument)
-  const attached = await readAttached()
-  const byPath = await findByPath(attached, (stat) => stat.device === dev && stat.inode === ino)
-  // Their path does not tell: deleted, not to be reached from here, or another file by now.
-  const others = [...attached.keys()].filter((number) => !byPath.some((info) => info.number === number))
-  const byDevice = await findByInfo(others, (info) => info.device === dev && info.inode === ino)
-  return [...byPath, ...byDevice].toSorted((a, b) => a.number - b.number)
+  return explained(async () => findWanted(await sameFile(argument, deadline.bound), unconfirmed, deadline))
 }
 
-/** The path of the backing file by the device's number, null where it is too long to be shown. */
-async function readAttached(): Promise<Map<number, string | null>> {
-  const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const found = await sysfs.readBackingFiles(numbers)
-  if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
-  return found
+interface Wanted {
+  is: (info: LoopInfo64) => boolean
+  /** Of a device that cannot be asked. */
+  couldBe: (number: number) => Promise<boolean>
 }
 
-/** Those whose path is there and is the wanted file; no device is opened. */
-async function findByPath(
-  attached: ReadonlyMap<number, string | null>,
-  isWanted: (stat: Stat) => boolean,
-): Promise<LoopInfo[]> {
-  const readable = [...attached].filter((entry): entry is [number, string] => entry[1] !== null)
-  const wanted = (await inBatches(readable, (batch) => filterByStat(batch, isWanted))).flat()
-  const infos = await readInfos(
-    wanted.map(([number]) => number),
-    false,
-  )
-  // Detached or changed meanwhile, it is another file's.
-  return infos.filter(({ number, backingFile }) => backingFile === attached.get(number))
+async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {
+  const own = await identityOf(argument, bound)
+  const is = ({ device, inode, rdevice }: LoopInfo64): boolean =>
+    own.isBlockDevice() ? rdevice === own.rdev : device === own.dev && inode === own.ino
+  const couldBe = async (number: number): Promise<boolean> => {
+    const path = sysfs.readBackingFileSync(number)
+    if (path === undefined) return true
+    try {
+      const other = await files.stat(path, bound)
+      if (typeof other === 'number') return true
+      return own.isBlockDevice() ? other.rdev === own.rdev : other.dev === own.dev && other.ino === own.ino
+    } catch (error) {
+      // The filesystem of the wanted file has just answered: this one is another.
+      if (error instanceof GivenUp && !error.isAborted) return false
+      throw error
+    }
+  }
+  return { is, couldBe }
 }
 
-async function filterByStat<Entry extends readonly [number, string]>(
-  entries: readonly Entry[],
-  isWanted: (stat: Stat) => boolean,
-): Promise<Entry[]> {
-  const sequence = new Sequence()
-  const statted = entries.map((entry) => {
-    const bytes = newStat()
-    return { entry, bytes, step: sequence.try('statxPath', encodePath(entry[1]), bytes) }
-  })
-  await sequence.run()
-  return statted.filter(({ step, bytes }) => step.answer === 0 && isWanted(decodeStat(bytes))).map(({ entry }) => entry)
+async function findWanted({ is, couldBe }: Wanted, unconfirmed: boolean, deadline: Deadline): Promise<LoopInfo[]> {
+  const { answers, silent } = await askDevices(await readAttached(), deadline.bound)
+  const wanted = answers.filter(({ info }) => is(info))
+  const candidates = []
+  for (const candidate of silent) {
+    // Where the filesystem of a device does not answer, that of the file that is looked for has.
+    if (candidate.why !== 'timeout' && (await couldBe(candidate.number))) candidates.push(candidate)
+  }
+  const confirmed = await describe(wanted)
+  if (unconfirmed) {
+    const infos = await readInfos(
+      candidates.map(({ number }) => number),
+      false,
+    )
+    const reasons = new Map(candidates.map(({ number, why }) => [number, why]))
+    const told = infos.map((info) => ({ ...info, unconfirmed: reasons.get(info.number) ?? 'permission' }))
+    return [...confirmed, ...told].toSorted((a, b) => a.number - b.number)
+  }
+  const [first] = candidates
+  if (confirmed.length === 0 && first !== undefined) throw cannotTell(first)
+  return confirmed
 }
 
-async function findByInfo(numbers: readonly number[], isWanted: (info: LoopInfo64) => boolean): Promise<LoopInfo[]> {
-  const wanted = (await askDevices(numbers)).filter(({ info }) => isWanted(info))
+function cannotTell({ number, why }: { number: number; why: Silence }): Error {
+  const path = devicePath(number)
+  const hint = 'with unconfirmed: true it is in the answer, and says why it is not certain'
+  if (why === 'timeout') {
+    return refusal('timeout', 'ioctl', 'it could be what is looked for, and does not answer', { path, hint })
+  }
+  const errno = why === 'permission' ? -constants.errno.EACCES : -constants.errno.ENOENT
+  return explain({ call: 'open', errno, path, number }, 'open device')
+}
+
+/** Those that have been detached or attached anew since they were asked are left out. */
+async function describe(wanted: readonly Answers[]): Promise<LoopInfo[]> {
   const infos = await readInfos(
     wanted.map(({ number }) => number),
     false,
@@ -80,8 +124,15 @@ async function findByInfo(numbers: readonly number[], isWanted: (info: LoopInfo6
   )
 }
 
-async function identityOf(argument: FileArgument): Promise<FileIdentity> {
-  const found = 'fd' in argument ? await files.fstat(argument.fd) : await files.stat(argument.path)
+/** The numbers of the attached devices. */
+async function readAttached(): Promise<number[]> {
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
+  return numbers.filter((number) => sysfs.isBound(number))
+}
+
+async function identityOf(argument: FileArgument, bound: Bound): Promise<files.FileStat> {
+  const found = 'fd' in argument ? await files.fstat(argument.fd, bound) : await files.stat(argument.path, bound)
   if (typeof found !== 'number') return found
   const path = 'fd' in argument ? `descriptor ${argument.fd}` : argument.path.toString()
   throw explain({ call: 'stat', errno: found, path, backingFile: path }, 'open backing file')

@@ -2,8 +2,10 @@
 
 import { constants } from 'node:os'
 import { checkBoolean, checkOptions } from '../common/arguments.ts'
+import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -40,20 +42,29 @@ export interface LoopInfo {
   directIO: boolean
   /** Backed by this other loop device. */
   lower?: number
+  /**
+   * Only in an answer of find() that was asked for it: the device could be what was looked for, and why that could not
+   * be confirmed.
+   */
+  unconfirmed?: 'permission' | 'timeout' | 'no-node'
 }
 
-export interface ListOptions {
+export interface ListOptions extends Wait {
   /** The free devices too. Default false. */
   all?: boolean | undefined
+  /** Milliseconds; default 5 000. */
+  timeout?: number | undefined
 }
 
 const DELETED = ' (deleted)'
 
 /** The attached devices, by number. */
 export async function list(options?: ListOptions): Promise<LoopInfo[]> {
-  const { all } = checkOptions(options, ['all'])
+  const { all, ...wait } = checkOptions(options, ['all', 'signal', 'timeout'])
   const wantsAll = all === undefined ? false : checkBoolean('all', all)
+  const deadline = checkDeadline(wait, LOOKING)
   assertSupported()
+  deadline.throwIfAborted()
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
   return readInfos(numbers, wantsAll)
@@ -120,15 +131,22 @@ export async function describeBackingFile(
   text: string | null,
 ): Promise<Pick<LoopInfo, 'backingFile' | 'backingDeleted'>> {
   if (text === null || !text.endsWith(DELETED)) return { backingFile: text, backingDeleted: false }
-  const exists = typeof (await files.stat(text)) !== 'number'
-  return exists
+  return (await exists(text))
     ? { backingFile: text, backingDeleted: false }
     : { backingFile: text.slice(0, -DELETED.length), backingDeleted: true }
 }
 
-export interface FileIdentity {
-  dev: bigint
-  ino: bigint
+/** Milliseconds for the look whether a file is there under the whole text. */
+const LOOK_MS = 250
+
+/** Where its filesystem does not answer, the kernel's word is taken: it is deleted. */
+async function exists(path: string): Promise<boolean> {
+  try {
+    return typeof (await files.stat(path, { left: LOOK_MS })) !== 'number'
+  } catch (error) {
+    if (error instanceof GivenUp) return false
+    throw error
+  }
 }
 
 /** @throws `no-such-device`, `unsupported-platform` without sysfs */

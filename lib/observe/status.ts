@@ -1,13 +1,15 @@
 /** One attached device: what it is set to, and setting it. */
 
 import type { Handle } from '../handle/handle.ts'
+import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
+import { OF_DEVICE } from '../handle/open.ts'
 import { findSwappableLower } from '../handle/lower.ts'
 import { minorOfDevice } from '../kernel/features.ts'
+import { GivenUp } from '../kernel/bounded.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import {
-  decodeInfo,
   decodeU64,
   formatDevice,
   LO_FLAGS_AUTOCLEAR,
@@ -22,78 +24,106 @@ import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
 
 /** A {@link LoopInfo}, and what only LOOP_GET_STATUS64 knows. */
 export interface LoopStatus extends LoopInfo {
-  /** `lo_file_name`: the tag given by whoever attached it; losetup writes the path there. */
-  reference: string
+  /** `lo_file_name`: the tag given by whoever attached it; losetup writes the path there. Null: see `unanswered`. */
+  reference: string | null
   /** `major:minor` of the filesystem that has the backing file. */
-  backingDevice: string
+  backingDevice: string | null
   /** Inode of the backing file, decimal: it can be beyond what a number holds. */
-  backingInode: string
+  backingInode: string | null
   /** The upper device of a stack: see `swappable` of attach. */
   swappable: boolean
+  /**
+   * Why LOOP_GET_STATUS64 has not answered, where the filesystem of the backing file does not, or is gone: then the three
+   * that only it knows are null, and the rest is from sysfs.
+   */
+  unanswered?: string
   /** What was found odd about the device by the handle that was asked: see {@link Warning}. */
   warnings: readonly Warning[]
 }
 
-/** @throws `not-attached`, `replaced` */
-export async function readStatus(handle: Handle): Promise<LoopStatus> {
+/** @throws `not-attached`, `replaced`, `timeout` */
+export async function readStatus(handle: Handle, options?: Wait): Promise<LoopStatus> {
+  const deadline = checkWait(options, LOOKING)
   return handle.run(async () => {
-    const { loop, ...info } = (await readAtOnce(handle)) ?? (await readApart(handle))
+    const { loop, unanswered, ...info } = await readAll(handle)
     const lower = handle.lowerNumber
+    if (unanswered !== undefined) handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
     return {
       ...info,
       ...(lower !== undefined && { lower }),
-      reference: loop.fileName,
-      backingDevice: formatDevice(loop.device),
-      backingInode: loop.inode.toString(),
+      reference: loop?.fileName ?? null,
+      backingDevice: loop === undefined ? null : formatDevice(loop.device),
+      backingInode: loop?.inode.toString() ?? null,
       swappable: (await findSwappableLower(handle)) !== undefined,
+      ...(unanswered !== undefined && { unanswered }),
       warnings: handle.warnings.list,
     }
-  })
+  }, deadline)
 }
 
 /** Without `lower`. */
-type Read = LoopInfo & { loop: LoopInfo64 }
+type Read = LoopInfo & { loop: LoopInfo64 | undefined; unanswered?: string }
 
-/** In one hop to the pool: all that sysfs has, but for the path, can be asked of the open device too. */
-async function readAtOnce(handle: Handle): Promise<Read | undefined> {
-  const { number, descriptor, expected } = handle
-  if (expected === undefined) return undefined
-  const [bytes, size, path] = [newInfo(), newU64(), sysfs.newAttribute()]
-  const sequence = new Sequence()
-  sequence.call('loopGetStatus64', descriptor, bytes)
-  sequence.call('blkGetSize64', descriptor, size)
-  const blockSize = sequence.call('blkSszGet', descriptor)
-  const readOnly = sequence.call('blkRoGet', descriptor)
-  const length = sequence.try('sysfsBackingFile', number, path)
-  // Last: then all of it was of this attachment.
-  const diskSeq = sequence.expect(expected.diskSeq, 'blkGetDiskSeq', descriptor)
-  await sequence.run()
-  const text = sysfs.decodeBackingFile(path, length.answer)
-  if (diskSeq.answer !== expected.diskSeq || typeof text !== 'string') return undefined
-  const loop = decodeInfo(bytes)
-  const has = (flag: number): boolean => (loop.flags & flag) !== 0
-  return {
-    loop,
-    number,
-    path: handle.path,
-    device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
-    diskSeq: expected.diskSeq,
-    attached: true,
-    ...(await describeBackingFile(text)),
-    offset: Number(loop.offset),
-    sizeLimit: Number(loop.sizeLimit),
-    size: Number(decodeU64(size)),
-    blockSize: blockSize.answer ?? 0,
-    readOnly: readOnly.answer === 1,
-    autoclear: has(LO_FLAGS_AUTOCLEAR),
-    partscan: has(LO_FLAGS_PARTSCAN),
-    directIO: has(LO_FLAGS_DIRECT_IO),
+/** Readings that are not of one moment, because somebody changed the device meanwhile, are made again so often. */
+const TRIES = 8
+
+/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. */
+async function readAll(handle: Handle): Promise<Read> {
+  const { number, descriptor } = handle
+  for (let tries = TRIES; ; tries--) {
+    const [bytes, size, path] = [newInfo(), newU64(), sysfs.newAttribute()]
+    const sequence = new Sequence()
+    const before = sequence.try('blkGetDiskSeq', descriptor)
+    const status = sequence.call('loopGetStatus64', descriptor, bytes)
+    sequence.call('blkGetSize64', descriptor, size)
+    const blockSize = sequence.call('blkSszGet', descriptor)
+    const readOnly = sequence.call('blkRoGet', descriptor)
+    const length = sequence.try('sysfsBackingFile', number, path)
+    const after = sequence.try('blkGetDiskSeq', descriptor)
+    const silence = await runUntilHalfTime(sequence, handle)
+    if (silence !== undefined) return readWithoutFilesystem(handle, silence)
+    const answer = status.answer ?? 0
+    if (answer < 0 && !OF_DEVICE.has(-answer) && sysfs.isBound(number)) {
+      return readWithoutFilesystem(handle, handle.explain('LOOP_GET_STATUS64', answer).message)
+    }
+    const { info: loop } = handle.takeOver(bytes, answer)
+    const text = sysfs.decodeBackingFile(path, length.answer)
+    if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
+    const has = (flag: number): boolean => (loop.flags & flag) !== 0
+    const { diskSeq } = handle.ref
+    return {
+      loop,
+      number,
+      path: handle.path,
+      device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
+      ...(diskSeq !== undefined && { diskSeq }),
+      attached: true,
+      ...(await describeBackingFile(text ?? null)),
+      offset: Number(loop.offset),
+      sizeLimit: Number(loop.sizeLimit),
+      size: Number(decodeU64(size)),
+      blockSize: blockSize.answer ?? 0,
+      readOnly: readOnly.answer === 1,
+      autoclear: has(LO_FLAGS_AUTOCLEAR),
+      partscan: has(LO_FLAGS_PARTSCAN),
+      directIO: has(LO_FLAGS_DIRECT_IO),
+    }
   }
 }
 
-/** Where there is no telling one attachment from another by the disk sequence number; and for the errors. */
-async function readApart(handle: Handle): Promise<Read> {
-  const { info: loop } = await handle.readInfo()
+/** Half of the time, so that the rest can be told where the filesystem does not answer. Undefined: it has. */
+async function runUntilHalfTime(sequence: Sequence, { deadline, number }: Handle): Promise<string | undefined> {
+  try {
+    await sequence.run({ left: deadline.bound.left / 2, signal: deadline.bound.signal }, number)
+    return undefined
+  } catch (error) {
+    if (!(error instanceof GivenUp) || error.isAborted) throw error
+    return 'the filesystem of the backing file does not answer'
+  }
+}
+
+async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<Read> {
+  handle.assertAttachment()
   const { lower: _, ...info } = await requireInfo(handle.number)
-  return { loop, ...info }
+  return { loop: undefined, unanswered, ...info }
 }

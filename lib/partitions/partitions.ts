@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os'
 import { checkOptions, wrongValue } from '../common/arguments.ts'
-import { backoff, checkDeadline, Deadline } from '../common/deadline.ts'
+import { backoff, checkDeadline, Deadline, checkWait, LOOKING, type Wait } from '../common/deadline.ts'
 import { LoopError } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
@@ -48,11 +48,12 @@ export interface RescanOptions {
 }
 
 /** What the kernel knows, with what the table on the device says of it. */
-export async function listPartitions(handle: Handle): Promise<Partition[]> {
+export async function listPartitions(handle: Handle, options?: Wait): Promise<Partition[]> {
+  const deadline = checkWait(options, LOOKING)
   return handle.run(async () => {
     await handle.readInfo()
     return describePartitions(handle)
-  })
+  }, deadline)
 }
 
 async function describePartitions(handle: Handle): Promise<Partition[]> {
@@ -129,7 +130,7 @@ export async function rescanPartitions(handle: Handle, options?: RescanOptions):
     else await scanAgain(handle)
     await settlePartitions(handle, deadline)
     return describePartitions(handle)
-  })
+  }, deadline)
 }
 
 /** BLKRRPART; a udev probe that has the device, or a partition, is waited for. */

@@ -440,7 +440,7 @@ describe('attach', () => {
 
 describe('open, find and list', () => {
   test('unknown option names are refused', async () => {
-    expect(await rejection(() => open(7, { timeout: 1 } as object))).toMatchObject(VALUE)
+    expect(await rejection(() => open(7, { timeOut: 1 } as object))).toMatchObject(VALUE)
     expect(await rejection(() => list({ All: true } as object))).toMatchObject(VALUE)
   })
 

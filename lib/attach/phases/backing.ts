@@ -2,7 +2,7 @@
 
 import type { Phase } from '../../common/phases.ts'
 import { explain } from '../../errors/explain.ts'
-import { binding } from '../../kernel/binding.ts'
+import { within } from '../../kernel/bounded.ts'
 import * as files from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { decodeStat, encodePath, newStat, visibleSize } from '../../kernel/uapi.ts'
@@ -52,7 +52,7 @@ export class BackingPhase implements Phase {
     work.backing = backing
     work.file = backing.fd
     work.settings.readOnly ||= !backing.writable
-    await binding().syncFileRange(backing.fd)
+    await within(work.deadline.bound, backing.path).syncFileRange(backing.fd)
   }
 
   async undo(): Promise<void> {

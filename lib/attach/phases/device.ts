@@ -4,7 +4,7 @@ import type { Phase } from '../../common/phases.ts'
 import { findHolders } from '../../errors/holders.ts'
 import { readDiskSeq } from '../../handle/handle.ts'
 import { noteTaken } from '../../handle/free-devices.ts'
-import { binding } from '../../kernel/binding.ts'
+import { UNDOING, within } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'
 import { observeDiskSeq } from '../../kernel/features.ts'
 import { close, O_RDONLY, O_RDWR } from '../../kernel/files.ts'
@@ -147,7 +147,7 @@ export class ConfigurePhase implements Phase {
   /** Only what was attached here: after a failed LOOP_CONFIGURE it would detach the winner of the race. */
   async undo(): Promise<void> {
     const fd = known(this.#work.device)
-    if (this.#work.isAttached && fd >= 0) await binding().loopClrFd(fd)
+    if (this.#work.isAttached && fd >= 0) await within(UNDOING).loopClrFd(fd)
   }
 }
 

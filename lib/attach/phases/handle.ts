@@ -3,7 +3,7 @@
 import type { Phase } from '../../common/phases.ts'
 import { explain } from '../../errors/explain.ts'
 import { Handle } from '../../handle/handle.ts'
-import { binding } from '../../kernel/binding.ts'
+import { UNDOING, within } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'
 import { close, O_RDONLY } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
@@ -70,7 +70,7 @@ export class HandlePhase implements Phase {
   async undo(): Promise<void> {
     const { handle } = this.#work
     const fd = handle?.owned ? handle.descriptor : this.#kept
-    if (fd >= 0) await binding().loopClrFd(fd)
+    if (fd >= 0) await within(UNDOING).loopClrFd(fd)
     if (this.#kept >= 0) await close(this.#kept)
     this.#kept = -1
     await handle?.close()

@@ -41,7 +41,7 @@ export class ControlPhase implements Phase {
     const { number } = this.#work.wanted
     this.#isTried = true
     try {
-      this.#work.control = await openControl()
+      this.#work.control = await openControl(this.#work.deadline.bound)
     } catch (error) {
       if (number === undefined || !deviceExists(number)) throw error
     }
