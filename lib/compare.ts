@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import type { Deadline } from './deadline.ts'
 import { LoopError, refusal } from './errors.ts'
-import { readAt } from './kernel/files.ts'
+import { newBuffer, readAt } from './kernel/files.ts'
 import { explain } from './reasons.ts'
 
 const CHUNK = 1 << 20
@@ -34,7 +34,7 @@ export async function compareContents(
   deadline: Deadline,
   onChunk: (compared: bigint) => void,
 ): Promise<void> {
-  const buffers = [Buffer.allocUnsafe(CHUNK), Buffer.allocUnsafe(CHUNK)] as const
+  const buffers = [newBuffer(CHUNK), newBuffer(CHUNK)] as const
   for (const { start, end } of extents) {
     for (let at = start; at < end;) {
       deadline.throwIfAborted()

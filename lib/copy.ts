@@ -178,7 +178,7 @@ class Copier {
   readonly #window: CopyWindow
   readonly #deadline: Deadline
   readonly #onChunk: (done: bigint) => void
-  readonly #buffer = Buffer.allocUnsafe(CHUNK)
+  readonly #buffer = files.newBuffer(CHUNK)
 
   constructor(
     source: Source,

@@ -25,7 +25,6 @@ long MakeNow(Napi::Env env, const Call& call, Arguments& arguments);
 // Adds lastCallSync, giveUpSync, leaveSync and workersSync; called before anything is started.
 void InitEnvironment(Napi::Env env, Napi::Object exports);
 
-// The main thread's, or one of worker_threads. What it opened is closed when it ends.
 class Environment {
  public:
   static Environment& Of(napi_env env) {
@@ -68,7 +67,9 @@ class Environment {
 
   void Own(int fd) {
     const Lock lock(mutex_);
-    OwnLocked(fd);
+    const auto at = static_cast<std::size_t>(fd);
+    if (at >= owned_.size()) owned_.resize(at + 64);
+    owned_[at] = true;
   }
 
   void Disown(int fd) {
@@ -108,12 +109,6 @@ class Environment {
   void Forget(Task& task);
   void Discard(Task& task);
 
-  void OwnLocked(int fd) {
-    const auto at = static_cast<std::size_t>(fd);
-    if (at >= owned_.size()) owned_.resize(at + 64);
-    owned_[at] = true;
-  }
-
   const napi_env env_;
   napi_threadsafe_function function_ = nullptr;
   std::atomic<unsigned> uses_ = 1;
@@ -124,7 +119,7 @@ class Environment {
   double last_ = -1;
   unsigned expected_ = 0;
 
-  // Never taken by who holds the pool's; the other way round it may be.
+  // Who holds it may take that of the workers; never the other way round.
   pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
   Condition ended_;
   bool is_open_ = true;

@@ -24,17 +24,13 @@ long ReadWhole(const char* path, std::string& out) {
   const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return -errno;
   long answer = 0;
-  for (std::size_t length = 0;; out.resize(length)) {
+  for (;;) {
+    const std::size_t length = out.size();
     out.resize(length + kChunk);
     const ssize_t count = ::read(fd, out.data() + length, kChunk);
-    if (count > 0) {
-      length += static_cast<std::size_t>(count);
-      continue;
-    }
-    if (count < 0 && errno == EINTR) continue;
     if (count < 0) answer = -errno;
-    out.resize(length);
-    break;
+    out.resize(length + static_cast<std::size_t>(count < 0 ? 0 : count));
+    if (count <= 0) break;
   }
   ::close(fd);
   return answer;

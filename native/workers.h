@@ -47,21 +47,17 @@ class Workers {
 
  private:
   static void* RunWorker(void* worker);
-
   static void* RunWatch(void*);
 
   void Work(Worker& self);
 
   // Locked. False where the thread is not needed any more.
   bool GetNext(Worker& self);
-
   bool TakeQueued(Worker& worker);
-
   void Begin(Task& task, Worker& worker);
 
   // Starts a thread; false where none is to be had.
   bool Hire(Task& task, Lock& lock);
-
   void Enqueue(Task& task, Lock& lock);
 
   // For as long as something has to wait for a thread.
@@ -74,9 +70,7 @@ class Workers {
   bool Relieve();
 
   void WriteOff(Worker& worker);
-
   void Finish(Task& task);
-
   bool LeaveLocked(int fd);
 
   pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
