@@ -79,7 +79,7 @@ export class LoopControl implements AsyncDisposable {
 
   async #close(deadline: Deadline): Promise<void> {
     try {
-      await deadline.waitFor(Promise.allSettled(this.#running).then(() => {}))
+      await deadline.waitFor(Promise.allSettled(this.#running))
     } catch {
       // A call that has not ended is left to its thread, which closes the descriptor.
     }

@@ -81,13 +81,13 @@ export class Deadline {
    *
    * @throws the signal's reason, as soon as it is aborted
    */
-  async waitFor(done: Promise<void>): Promise<boolean> {
+  async waitFor(done: Promise<unknown>): Promise<boolean> {
     this.throwIfAborted()
     return this.#wait(this.isOneTry ? ONE_TURN : this.left, done)
   }
 
   /** Whether `wake` resolved before the time was up. */
-  #wait(ms: number, wake: Promise<void> | undefined): Promise<boolean> {
+  #wait(ms: number, wake: Promise<unknown> | undefined): Promise<boolean> {
     return new Promise((resolve, reject) => {
       const end = (isWoken: boolean) => {
         clearTimeout(timer)

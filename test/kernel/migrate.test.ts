@@ -661,7 +661,7 @@ describe('another file at the destination', () => {
     let named = false
     observe((call) => {
       if (call === 'link') named = true
-      if (!named || call !== 'stat') return
+      if (!named || call !== 'statxPath') return
       observe(undefined)
       renameSync(foreign, destination)
     })
