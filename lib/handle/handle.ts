@@ -11,30 +11,12 @@ import { explain } from '../errors/explain.ts'
 import { binding, type Binding } from '../kernel/binding.ts'
 import { type Bound, type Bounded, GivenUp, within } from '../kernel/bounded.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
-import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from '../kernel/features.ts'
 import { close, closeSync, O_RDWR } from '../kernel/files.ts'
-import { readBackingFileSync } from '../kernel/sysfs.ts'
-import {
-  decodeInfo,
-  LO_FLAGS_AUTOCLEAR,
-  LO_FLAGS_READ_ONLY,
-  decodeU64,
-  LOOP_MAJOR,
-  type LoopInfo64,
-  majorOf,
-  minorOf,
-  newInfo,
-  newU64,
-} from '../kernel/uapi.ts'
-import { type Backing, describeRef, type LoopRef, nameOf } from './identity.ts'
+import { decodeInfo, decodeU64, type LoopInfo64, newInfo, newU64 } from '../kernel/uapi.ts'
+import { Attachment, type Expected, readDiskSeq } from './attachment.ts'
+import type { Backing, LoopRef } from './identity.ts'
 
 const { EPERM } = constants.errno
-
-/** What the device answers as long as nobody has touched it since it was last looked at. */
-export interface Expected {
-  diskSeq: number
-  autoclear: boolean
-}
 
 /** struct loop_info64 as read, to be patched and written back, and decoded. */
 export interface Info {
@@ -50,13 +32,6 @@ const CLOSE_MS = 10_000
 
 /** Held until detach, close, release or exit, as a listening socket is: no device goes by garbage collection. */
 const owned = new Set<Handle>()
-
-/** BLKGETDISKSEQ; undefined before kernel 5.15. */
-export function readDiskSeq(fd: number): number | undefined {
-  if (!hasDiskSeq(fd)) return undefined
-  const diskSeq = binding().blkGetDiskSeqSync(fd)
-  return diskSeq < 0 ? undefined : diskSeq
-}
 
 /** What is left of a handle that nobody has any more. */
 interface Remains {
@@ -91,14 +66,9 @@ export class Handle {
 
   /** Apart, so that the descriptor can be closed when the handle is gone. */
   readonly #remains: Remains
-  #diskSeq: number | undefined
-  #backing: Backing | undefined
-  /** Whether the device was attached when this handle was made. */
-  readonly #isAttached: boolean
-  #flags: number | undefined
+  readonly #attachment: Attachment
   #closed = false
   #closing: Promise<void> | undefined
-  #changing = false
   readonly #queue = new Queue()
   #calls: Bounded | undefined
   #deadline: Deadline | undefined
@@ -121,10 +91,8 @@ export class Handle {
     this.#remains = { fd, path: this.path }
     this.owned = options.owned
     this.createNode = options.createNode ?? true
-    this.#backing = options.backing
-    this.#isAttached = options.attached ?? options.backing !== undefined
-    this.#flags = options.backing?.flags
-    this.#diskSeq = options.diskSeq ?? readDiskSeq(fd)
+    const { backing, attached, diskSeq = readDiskSeq(fd) } = options
+    this.#attachment = new Attachment(number, { backing, attached, diskSeq })
     if (this.owned) owned.add(this)
     else forgotten.register(this, this.#remains, this)
   }
@@ -135,48 +103,30 @@ export class Handle {
   }
 
   get ref(): LoopRef {
-    const diskSeq = this.#diskSeq
-    const backing = this.#backing
-    return {
-      number: this.number,
-      ...(diskSeq !== undefined && { diskSeq }),
-      ...(backing !== undefined && !diskSeqCountsAttachments() && { backing: nameOf(backing) }),
-    }
+    return this.#attachment.ref
   }
 
-  /** Undefined where the kernel gives nothing that would tell another attachment. */
+  /** See {@link Attachment}. */
   get expected(): Expected | undefined {
-    const [diskSeq, flags] = [this.#diskSeq, this.#flags]
-    if (diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments()) return undefined
-    return { diskSeq, autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0 }
+    return this.#attachment.expected
   }
 
-  /** Whether the attachment is read-only, which it is for good. */
   get isReadOnly(): boolean {
-    return ((this.#flags ?? 0) & LO_FLAGS_READ_ONLY) !== 0
+    return this.#attachment.isReadOnly
   }
 
-  /**
-   * The loop device that this one is backed by. From its numbers: the path that sysfs shows is that of the reader's root,
-   * and the node can be gone.
-   */
   get lowerNumber(): number | undefined {
-    const rdevice = this.#backing?.rdevice
-    if (rdevice === undefined || majorOf(rdevice) !== LOOP_MAJOR) return undefined
-    return numberOfMinor(minorOf(rdevice))
+    return this.#attachment.lowerNumber
   }
 
   /** @throws `replaced` where the reference names another attachment than this one */
-  assertIs({ diskSeq, backing }: LoopRef): void {
-    const own = this.#backing && nameOf(this.#backing)
-    const same =
-      (diskSeq === undefined || this.#diskSeq === undefined || diskSeq === this.#diskSeq) &&
-      (backing === undefined || backing === own)
-    if (same) return
-    throw refusal('replaced', 'open', `${describeRef(this.#diskSeq, own)}, not ${describeRef(diskSeq, backing)}`, {
-      path: this.path,
-      hint: 'the attachment that the reference names is gone',
-    })
+  assertIs(ref: LoopRef): void {
+    this.#attachment.assertIs(ref)
+  }
+
+  /** @throws `replaced` where the device was free when this handle was made */
+  assertAttachment(): void {
+    this.#attachment.assertStill(this.descriptor)
   }
 
   /** For operations: theirs until they end, even where closeSync() came meanwhile. */
@@ -304,22 +254,9 @@ export class Handle {
     return fd
   }
 
-  /**
-   * Runs a call that changes the attachment's identity, answers a negative errno, and is our own: in the meantime the
-   * device is still ours, whatever it looks like.
-   */
-  async changeIdentity(backing: Backing, call: () => Promise<number>): Promise<number> {
-    this.#changing = true
-    try {
-      const answer = await call()
-      if (answer >= 0) {
-        this.#backing = backing
-        this.#diskSeq = readDiskSeq(this.descriptor)
-      }
-      return answer
-    } finally {
-      this.#changing = false
-    }
+  /** Runs a call that changes the attachment's identity, answers a negative errno, and is our own. */
+  changeIdentity(backing: Backing, call: () => Promise<number>): Promise<number> {
+    return this.#attachment.change(backing, () => this.descriptor, call)
   }
 
   /**
@@ -356,32 +293,9 @@ export class Handle {
    */
   takeOver(bytes: Uint8Array, answer: number): Info {
     if (answer < 0) throw this.explain('LOOP_GET_STATUS64', answer)
-    this.assertAttachment()
     const info = decodeInfo(bytes)
-    this.#flags = info.flags
-    // Another process may have changed the file or the window: it is the same attachment all the same.
-    if (!this.#changing) this.#backing = info
+    this.#attachment.takeOver(info, this.descriptor)
     return { bytes, info }
-  }
-
-  /**
-   * An open descriptor of the device defers every detach, so an attachment that was there when the device was opened
-   * is still there, whoever changed its file or its settings meanwhile: the disk sequence number that it has now is
-   * taken over. A device that was free when it was opened can be anybody's since.
-   *
-   * @throws `replaced`
-   */
-  assertAttachment(): void {
-    if (this.#changing) return
-    const diskSeq = readDiskSeq(this.descriptor)
-    if (!this.#isAttached) {
-      throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
-        path: this.path,
-        ioctl: 'LOOP_GET_STATUS64',
-        hint: 'it was free when this handle was opened; nothing was changed',
-      })
-    }
-    this.#diskSeq = diskSeq
   }
 
   /** Issues a call that needs write access or CAP_SYS_ADMIN; opens for writing only where the kernel asks for it. */

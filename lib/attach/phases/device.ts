@@ -2,7 +2,7 @@
 
 import type { Phase } from '../../common/phases.ts'
 import { findHolders } from '../../errors/holders.ts'
-import { readDiskSeq } from '../../handle/handle.ts'
+import { readDiskSeq } from '../../handle/attachment.ts'
 import { noteTaken } from '../../handle/free-devices.ts'
 import { UNDOING, within } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'

@@ -1,0 +1,150 @@
+/** What a handle knows of its attachment: the identity, and what was in effect when it was last looked at. */
+
+import { refusal } from '../errors/errors.ts'
+import { binding } from '../kernel/binding.ts'
+import { devicePath } from '../kernel/devnode.ts'
+import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from '../kernel/features.ts'
+import { readBackingFileSync } from '../kernel/sysfs.ts'
+import {
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_READ_ONLY,
+  LOOP_MAJOR,
+  type LoopInfo64,
+  majorOf,
+  minorOf,
+} from '../kernel/uapi.ts'
+import { type Backing, describeRef, type LoopRef, nameOf } from './identity.ts'
+
+/** What the device answers as long as nobody has touched it since it was last looked at. */
+export interface Expected {
+  diskSeq: number
+  autoclear: boolean
+}
+
+/** BLKGETDISKSEQ; undefined before kernel 5.15. */
+export function readDiskSeq(fd: number): number | undefined {
+  if (!hasDiskSeq(fd)) return undefined
+  const diskSeq = binding().blkGetDiskSeqSync(fd)
+  return diskSeq < 0 ? undefined : diskSeq
+}
+
+export class Attachment {
+  readonly number: number
+  #diskSeq: number | undefined
+  #backing: Backing | undefined
+  #flags: number | undefined
+  /** Whether the device was attached when the handle was made. */
+  readonly #isAttached: boolean
+  /** A change of our own is under way: the device is still ours, whatever it looks like. */
+  #isChanging = false
+
+  constructor(
+    number: number,
+    {
+      backing,
+      attached,
+      diskSeq,
+    }: {
+      backing: (Backing & { flags: number }) | undefined
+      attached: boolean | undefined
+      diskSeq: number | undefined
+    },
+  ) {
+    this.number = number
+    this.#diskSeq = diskSeq
+    this.#backing = backing
+    this.#flags = backing?.flags
+    this.#isAttached = attached ?? backing !== undefined
+  }
+
+  get ref(): LoopRef {
+    const diskSeq = this.#diskSeq
+    const backing = this.#backing
+    return {
+      number: this.number,
+      ...(diskSeq !== undefined && { diskSeq }),
+      ...(backing !== undefined && !diskSeqCountsAttachments() && { backing: nameOf(backing) }),
+    }
+  }
+
+  /** Undefined where the kernel gives nothing that would tell another attachment. */
+  get expected(): Expected | undefined {
+    const [diskSeq, flags] = [this.#diskSeq, this.#flags]
+    if (diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments()) return undefined
+    return { diskSeq, autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0 }
+  }
+
+  /** Whether the attachment is read-only, which it is for good. */
+  get isReadOnly(): boolean {
+    return ((this.#flags ?? 0) & LO_FLAGS_READ_ONLY) !== 0
+  }
+
+  /**
+   * The loop device that this one is backed by. From its numbers: the path that sysfs shows is that of the reader's root,
+   * and the node can be gone.
+   */
+  get lowerNumber(): number | undefined {
+    const rdevice = this.#backing?.rdevice
+    if (rdevice === undefined || majorOf(rdevice) !== LOOP_MAJOR) return undefined
+    return numberOfMinor(minorOf(rdevice))
+  }
+
+  /** @throws `replaced` where the reference names another attachment than this one */
+  assertIs({ diskSeq, backing }: LoopRef): void {
+    const own = this.#backing && nameOf(this.#backing)
+    const same =
+      (diskSeq === undefined || this.#diskSeq === undefined || diskSeq === this.#diskSeq) &&
+      (backing === undefined || backing === own)
+    if (same) return
+    throw refusal('replaced', 'open', `${describeRef(this.#diskSeq, own)}, not ${describeRef(diskSeq, backing)}`, {
+      path: devicePath(this.number),
+      hint: 'the attachment that the reference names is gone',
+    })
+  }
+
+  /**
+   * Takes over what LOOP_GET_STATUS64 has answered. Another process may have changed the file or the window: it is the
+   * same attachment all the same.
+   *
+   * @throws `replaced`
+   */
+  takeOver(info: LoopInfo64, fd: number): void {
+    this.assertStill(fd)
+    this.#flags = info.flags
+    if (!this.#isChanging) this.#backing = info
+  }
+
+  /**
+   * An open descriptor of the device defers every detach, so an attachment that was there when the device was opened
+   * is still there, whoever changed its file or its settings meanwhile: the disk sequence number that it has now is
+   * taken over. A device that was free when it was opened can be anybody's since.
+   *
+   * @throws `replaced`
+   */
+  assertStill(fd: number): void {
+    if (this.#isChanging) return
+    if (!this.#isAttached) {
+      throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
+        path: devicePath(this.number),
+        ioctl: 'LOOP_GET_STATUS64',
+        hint: 'it was free when this handle was opened; nothing was changed',
+      })
+    }
+    this.#diskSeq = readDiskSeq(fd)
+  }
+
+  /** Runs a call that changes the identity, answers a negative errno, and is our own. */
+  async change(backing: Backing, fd: () => number, call: () => Promise<number>): Promise<number> {
+    this.#isChanging = true
+    try {
+      const answer = await call()
+      if (answer >= 0) {
+        this.#backing = backing
+        this.#diskSeq = readDiskSeq(fd())
+      }
+      return answer
+    } finally {
+      this.#isChanging = false
+    }
+  }
+}
