@@ -25,6 +25,7 @@ constexpr unsigned kLoopMajor = 7;
 constexpr unsigned kMiscMajor = 10;
 constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/2147483647
 constexpr std::size_t kSysfsPathSize = 64;
+constexpr std::size_t kStatSize = 512;        // 17 figures of at most 20 digits
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
 constexpr std::size_t kStatFsSize = 4 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
@@ -165,8 +166,7 @@ long CopyFileRange(Arguments& a) {
 }
 // Writes what is dirty in the page cache to the filesystem and waits for it; no flush of the disk.
 long SyncFileRange(Arguments& a) {
-  constexpr unsigned kAll =
-      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
   return Answer(::sync_file_range(a.Int(0), 0, 0, kAll));
 }
 // Shares the blocks of the whole file, where the filesystem can.
@@ -281,6 +281,20 @@ long SysfsAutoclear(Arguments& a) {
   ::close(fd);
   return answer;
 }
+// How many sectors have been written to the device so far: the seventh figure of its file stat.
+long SysfsSectorsWritten(Arguments& a) {
+  char path[kSysfsPathSize];
+  std::snprintf(path, sizeof path, "/sys/block/loop%d/stat", a.Int(0));
+  const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  char text[kStatSize] = {};
+  const ssize_t length = ::read(fd, text, sizeof text - 1);
+  const long failed = length < 0 ? -errno : 0;
+  ::close(fd);
+  if (failed != 0) return failed;
+  unsigned long long sectors = 0;
+  return std::sscanf(text, "%*u %*u %*u %*u %*u %*u %llu", &sectors) == 1 ? static_cast<long>(sectors) : -EINVAL;
+}
 long SysfsLinks(Arguments& a) {
   char path[kSysfsPathSize];
   std::snprintf(path, sizeof path, "/sys/block/loop%d", a.Int(0));
@@ -381,6 +395,7 @@ constexpr Call kCalls[] = {
     {"sysfsLinks", SysfsLinks, {kInt}},
     {"sysfsLoop", SysfsLoop, {kInt}},
     {"sysfsAutoclear", SysfsAutoclear, {kInt}},
+    {"sysfsSectorsWritten", SysfsSectorsWritten, {kInt}},
     {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
     {"loopGetFlags", LoopGetFlags, {kFd}},

@@ -34,6 +34,8 @@ export class Attaching {
   diskSeq: number | undefined
   /** LOOP_CONFIGURE has succeeded: from here on undoing means LOOP_CLR_FD. */
   isAttached = false
+  /** How many sectors had been written to the device before, in sysfs; undefined where that was not read. */
+  writes: number | undefined
   /** What is in effect, once it has been looked at. */
   info: LoopInfo64 | undefined
   /** The result: of the new attachment, or of one that is there already and is shared. */

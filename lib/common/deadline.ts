@@ -53,7 +53,7 @@ export class Deadline {
     return Math.max(0, this.#end - performance.now())
   }
 
-  /** For calls that end with it; where only one try was asked for, each has a second. */
+  /** For calls that end with it; where only one try was asked for, each has a second, and the last one 100 ms. */
   get bound(): Bound {
     return this.#bound
   }
@@ -114,12 +114,14 @@ class DeadlineBound implements Bound {
   }
 
   get left(): number {
-    return this.#deadline.isOneTry ? ONE_TRY : this.#deadline.left
+    return this.#deadline.isOneTry ? ONE_TRY : Math.max(LAST_TRY, this.#deadline.left)
   }
 }
 
 /** Milliseconds that a call may take where only one try was asked for, and that it may wait for its turn in a queue. */
 const ONE_TRY = 1_000
+/** The same for a call that begins when the time is up: what waits is tried a last time then. */
+const LAST_TRY = 100
 const ONE_TURN = 10_000
 
 /** The options that bound a wait are all that is given. */

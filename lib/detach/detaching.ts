@@ -3,6 +3,7 @@
 import type { Deadline } from '../common/deadline.ts'
 import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
+import { binding } from '../kernel/binding.ts'
 import { canAdministrate } from '../kernel/process.ts'
 import type { Step } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -56,11 +57,16 @@ export class Detaching {
    */
   noteFlush(answer: number): void {
     this.isFlushed = true
-    if (answer >= 0) return
+    if (answer >= 0 || hasNoWrites(this.handle)) return
     const error = this.handle.explain('fsync', answer)
     if (!this.losesData) throw error
     this.handle.warnings.add('data-lost', `what was written to ${this.handle.path} last is lost: ${error.message}`)
   }
+}
+
+/** Where nothing was written since the device was attached, a flush that fails has lost nothing. */
+function hasNoWrites({ number, writesBefore }: Handle): boolean {
+  return writesBefore !== undefined && binding().sysfsSectorsWrittenSync(number) === writesBefore
 }
 
 /**

@@ -61,6 +61,9 @@ export class Handle {
   /** Whether nodes of partitions are made where they are missing. */
   readonly createNode: boolean
 
+  /** How many sectors had been written to the device when it was attached, in sysfs; undefined: not known. */
+  readonly writesBefore: number | undefined
+
   /** What was found odd about the device, from attach on. */
   readonly warnings: Warnings = new Warnings()
 
@@ -84,6 +87,8 @@ export class Handle {
       createNode?: boolean
       /** Where it has been read already. */
       diskSeq?: number | undefined
+      /** How many sectors had been written to the device when it was attached. */
+      writes?: number | undefined
     },
   ) {
     this.number = number
@@ -91,6 +96,7 @@ export class Handle {
     this.#remains = { fd, path: this.path }
     this.owned = options.owned
     this.createNode = options.createNode ?? true
+    this.writesBefore = options.writes
     const { backing, attached, diskSeq = readDiskSeq(fd) } = options
     this.#attachment = new Attachment(number, { backing, attached, diskSeq })
     if (this.owned) owned.add(this)

@@ -57,6 +57,7 @@ export interface Calls {
   sysfsLinks: [number: number]
   sysfsLoop: [number: number]
   sysfsAutoclear: [number: number]
+  sysfsSectorsWritten: [number: number]
   syncFileRange: [fd: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]

@@ -4,6 +4,7 @@ import type { Phase } from '../../common/phases.ts'
 import { findHolders } from '../../errors/holders.ts'
 import { readDiskSeq } from '../../handle/attachment.ts'
 import { noteTaken } from '../../handle/free-devices.ts'
+import { binding } from '../../kernel/binding.ts'
 import { UNDOING, within } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'
 import { observeDiskSeq } from '../../kernel/features.ts'
@@ -181,8 +182,10 @@ export class VerifyPhase implements Phase {
       last = sequence.expect(0, 'blkRoGet', device)
       isAsExpected = () => isSoFar() && last.answer === 0
     }
+    const writes = settings.readOnly ? undefined : sequence.try('sysfsSectorsWritten', work.number)
     return () => {
       if (!isAsExpected()) return
+      work.writes = writes?.succeeded ? writes.answer : undefined
       const info = decodeInfo(bytes)
       this.#compare(info)
       work.info = info
@@ -195,7 +198,11 @@ export class VerifyPhase implements Phase {
   }
 
   async byHand(): Promise<void> {
-    const { target } = this.#work
+    const { target, settings } = this.#work
+    if (!settings.readOnly) {
+      const writes = binding().sysfsSectorsWrittenSync(target.number)
+      this.#work.writes = writes < 0 ? undefined : writes
+    }
     this.#work.info = await verify(target)
   }
 }

@@ -60,10 +60,16 @@ export class HandlePhase implements Phase {
 
   #make(): void {
     const work = this.#work
-    const { info, diskSeq } = work
+    const { info, diskSeq, writes } = work
     if (info === undefined) return
     const { createNode } = work.wanted
-    work.handle = new Handle(known(work.number), this.#kept, { owned: true, backing: info, createNode, diskSeq })
+    work.handle = new Handle(known(work.number), this.#kept, {
+      owned: true,
+      backing: info,
+      createNode,
+      diskSeq,
+      writes,
+    })
     this.#kept = -1
   }
 
