@@ -5,12 +5,22 @@ import { migrate, type MigrateOptions, type MigrateResult } from './change/migra
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
 import type { BackingFile } from './common/arguments.ts'
 import type { Warning } from './common/warnings.ts'
-import { detach, type DetachOptions, type DetachResult, detachSync } from './detach/detach.ts'
-import { dispose, disposeSync, release } from './detach/dispose.ts'
+import type { DetachResult } from './detach/detach.ts'
+import { release } from './detach/dispose.ts'
 import { findHolders, type Holder } from './errors/holders.ts'
 import type { Handle } from './handle/handle.ts'
 import type { LoopRef } from './handle/identity.ts'
 import { type DeviceRef, openHandle, type OpenOptions } from './handle/open.ts'
+import {
+  detachUnmounting,
+  type DetachUnmountingOptions,
+  detachUnmountingSync,
+  disposeUnmounting,
+  disposeUnmountingSync,
+} from './mount/detach-unmounting.ts'
+import { mount } from './mount/make.ts'
+import type { Mount } from './mount/mount.ts'
+import type { MountOptions } from './mount/options.ts'
 import { type LoopStatus, readStatus } from './observe/status.ts'
 import { listPartitions, type Partition, type RescanOptions, rescanPartitions } from './partitions/partitions.ts'
 
@@ -160,6 +170,23 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return rescanPartitions(this.#handle, options)
   }
 
+  /**
+   * Mounts the filesystem that is on the device, or on a `partition` of it, which is told to the kernel (BLKPG) and gets
+   * its node where it has none. Which filesystem it is, its superblock tells; nothing else is run, and no table read.
+   * `nosuid` and `nodev` are in effect unless `options: 'suid,dev'` lifts them.
+   *
+   * Without a target (`null`) the mount is private: it is in no mount table, nobody finds it, its files are under
+   * `mount.path` for this process and its children, and it goes with the process. getcwd(3) fails in it.
+   *
+   * The mount API of kernel 5.8 and later: fsopen(2), fsconfig(2), fsmount(2), move_mount(2). CAP_SYS_ADMIN.
+   *
+   * @throws LoopError `unknown-filesystem`, `filesystem-refused` with what the filesystem says, `target`,
+   *   `no-such-partition`, `in-use`, `permission`, `replaced`, `not-attached`, `timeout`, `closed`
+   */
+  mount(target: string | null, options?: MountOptions): Promise<Mount> {
+    return mount(this.#handle, target, options)
+  }
+
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
   holders(): Promise<Holder[]> {
     return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]))
@@ -179,12 +206,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * somebody else uses it, rejects with `in-use` and the holders, and leaves the attachment as it was; `lazy: true`
    * hands it to the kernel instead, which detaches it when the last user is done: `'deferred'`.
    *
+   * `unmount: true` unmounts first what is mounted from it, the deepest first; what is held elsewhere stays.
+   *
    * LOOP_CLR_FD, after fsync(2); verified with LOOP_GET_STATUS64 on an exclusive descriptor.
    *
    * @throws LoopError `in-use`, `not-attached`, `detaching`, `replaced`, `permission`, `io`, `closed`
    */
-  detach(options?: DetachOptions): Promise<DetachResult> {
-    return detach(this.#handle, options)
+  detach(options?: DetachUnmountingOptions): Promise<DetachResult> {
+    return detachUnmounting(this.#handle, options)
   }
 
   /**
@@ -192,7 +221,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * answers `'deferred'`, and the device goes when that has ended.
    */
   detachSync(): DetachResult {
-    return detachSync(this.#handle)
+    return detachUnmountingSync(this.#handle)
   }
 
   /**
@@ -213,14 +242,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.close()
   }
 
-  /** Owned: detaches, lazily where somebody holds it, without waiting. Opened: closes. */
+  /** Unmounts what was mounted through it; then, owned: detaches, lazily where held, without waiting; opened: closes. */
   [Symbol.asyncDispose](): Promise<void> {
-    return dispose(this.#handle)
+    return disposeUnmounting(this.#handle)
   }
 
   /** As `Symbol.asyncDispose`, at once. */
   [Symbol.dispose](): void {
-    disposeSync(this.#handle)
+    disposeUnmountingSync(this.#handle)
   }
 }
 
