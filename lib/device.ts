@@ -3,7 +3,7 @@ import { attachPlainOrStack } from './attach/stack.ts'
 import { changeBackingFile, type ChangeOptions } from './change/change.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
-import type { BackingFile } from './common/arguments.ts'
+import { type BackingFile, checkFunction } from './common/arguments.ts'
 import type { Warning } from './common/warnings.ts'
 import type { DetachResult } from './detach/detach.ts'
 import { release } from './detach/dispose.ts'
@@ -277,4 +277,45 @@ export async function attach(file: BackingFile, options?: AttachOptions): Promis
  */
 export async function open(device: DeviceRef, options?: OpenOptions): Promise<LoopDevice> {
   return create(await openHandle(device, options))
+}
+
+/**
+ * Attaches a file for as long as `use` runs, and detaches it then, whatever comes of it: what `use` throws wins over what
+ * detaching does. A device that was there before (`overlap: 'reuse'`) is closed and stays. Where somebody still uses the
+ * device then, rejects with `in-use`, and the kernel detaches it when that ends.
+ *
+ * @throws LoopError those of {@link attach} and of `device.detach()`, and whatever `use` throws
+ */
+export function withDevice<T>(file: BackingFile, use: (device: LoopDevice) => T | Promise<T>): Promise<T>
+export function withDevice<T>(
+  file: BackingFile,
+  options: AttachOptions | undefined,
+  use: (device: LoopDevice) => T | Promise<T>,
+): Promise<T>
+export async function withDevice<T>(
+  file: BackingFile,
+  ...rest:
+    | [use: (device: LoopDevice) => T | Promise<T>]
+    | [options: AttachOptions | undefined, use: (device: LoopDevice) => T | Promise<T>]
+): Promise<T> {
+  const [options, use] = rest.length === 1 ? [undefined, rest[0]] : rest
+  checkFunction('use', use)
+  const device = await attach(file, options)
+  let result: T
+  try {
+    result = await use(device)
+  } catch (error) {
+    try {
+      await device[Symbol.asyncDispose]()
+    } catch {
+      // What went wrong first is what the caller has to know.
+    }
+    throw error
+  }
+  try {
+    if (device.fd >= 0) await (device.owned ? device.detach() : device.close())
+  } finally {
+    await device[Symbol.asyncDispose]()
+  }
+  return result
 }

@@ -8,10 +8,15 @@ import { attach, type LoopDevice, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
 import { LOWER_TAG } from '../handle/lower.ts'
 import type { DeviceRef } from '../handle/open.ts'
+import { createImage } from '../mount/create-image.ts'
+import { mountImage } from '../mount/mount-image.ts'
+import type { MountOptions } from '../mount/options.ts'
+import { unmountPath } from '../mount/unmount-path.ts'
 import type { LoopEvent } from '../observe/events.ts'
 import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
+import type { PartitionRef } from '../partitions/ref.ts'
 import { fileOf } from './listing.ts'
 import { withProgress } from './progress.ts'
 import {
@@ -25,6 +30,7 @@ import {
   printWarnings,
   report,
   table,
+  warn,
 } from './terminal.ts'
 
 interface Json {
@@ -56,14 +62,78 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
   })
 }
 
-export async function runAction(file: string, words: string[], flags: AttachFlags): Promise<void> {
+type RunFlags = AttachFlags & Pick<MountOptions, 'partition'> & { mount?: true | string; options?: string }
+
+export async function runAction(file: string, words: string[], flags: RunFlags, self: Command): Promise<void> {
+  const { mount, partition, options, ...rest } = flags
+  if (mount === undefined && (partition !== undefined || options !== undefined)) {
+    self.error('error: --partition and --options are for --mount')
+  }
   // Loaded only here: node:child_process takes its time.
   const { runWithDevice } = await import('./run.ts')
-  process.exitCode = await runWithDevice(file, attachOptions(flags), words)
+  const target = mount === undefined ? undefined : mount === true ? null : mount
+  process.exitCode = await runWithDevice(file, attachOptions(rest), words, target, { partition, options })
+}
+
+interface MountFlags extends Json {
+  readOnly?: true
+  options?: string
+  type?: string
+  partition?: PartitionRef
+  offset?: number
+  sizeLimit?: number
+  blockSize?: number | 'auto'
+  makeDir?: true
+  timeout?: number
+}
+
+export async function mountAction(image: string, directory: string, flags: MountFlags): Promise<void> {
+  const { json, type: fsType, makeDir: makeTarget, ...options } = flags
+  await interruptible(async (signal) => {
+    // Nobody holds on to it here: what is mounted stays when this process ends.
+    const mount = await mountImage(image, directory, { ...options, fsType, makeTarget, signal })
+    const { path, source, fsType: mounted, warnings } = mount
+    if (json) await printJson({ path, source, fsType: mounted })
+    else printWarnings(warnings)
+  })
+}
+
+interface UmountFlags extends Json {
+  lazy?: true
+  timeout?: number
+}
+
+export async function umountAction(directories: string[], { json, ...options }: UmountFlags): Promise<void> {
+  await interruptible(async (signal) => {
+    const results = []
+    let status = 0
+    for (const directory of directories) {
+      try {
+        results.push({ path: directory, result: await unmountPath(directory, { ...options, signal }) })
+      } catch (error) {
+        status = report(error, json === true)
+        if (signal.aborted) break
+      }
+    }
+    if (json) await printJson(results)
+    if (status !== 0) throw new Exit(status)
+  })
+}
+
+export async function createAction(
+  file: string,
+  size: number,
+  { json, ...options }: Json & { allocate?: true; overwrite?: true; timeout?: number },
+): Promise<void> {
+  await interruptible(async (signal) => {
+    await createImage(file, size, { ...options, signal })
+    if (json) await printJson({ path: file, size })
+  })
 }
 
 interface DetachFlags extends Json {
   lazy?: true
+  unmount?: true
   timeout?: number
   file?: string
 }
@@ -82,8 +152,13 @@ export async function detachAction(
     for (const ref of refs) {
       try {
         const device = await open(ref, { signal })
-        const result = await closing(device, () => device.detach({ ...options, signal }))
-        results.push({ number: device.number, path: device.path, result })
+        const unmounted: string[] = []
+        const onUnmount = (path: string) => {
+          unmounted.push(path)
+          if (!json) warn(`unmounted ${path}`)
+        }
+        const result = await closing(device, () => device.detach({ ...options, onUnmount, signal }))
+        results.push({ number: device.number, path: device.path, result, ...(options.unmount && { unmounted }) })
       } catch (error) {
         status = report(error, json === true)
         if (signal.aborted) break

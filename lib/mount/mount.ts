@@ -134,7 +134,9 @@ export class Mount implements AsyncDisposable, Disposable {
     }
     if (!this.#takesDevice) return result
     this.#takesDevice = false
-    return detachSync(this.#handle) === 'detached' ? result : 'deferred'
+    if (this.#handle.owned) return detachSync(this.#handle) === 'detached' ? result : 'deferred'
+    this.#handle.closeSync()
+    return result
   }
 
   /** Unmounts, lazily where files of it are open, without waiting; the device that came with it goes too. */
@@ -178,9 +180,11 @@ export class Mount implements AsyncDisposable, Disposable {
     }
     if (this.#takesDevice) {
       const timeout = deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left))
-      const detached = await detach(this.#handle, { lazy: lazy || result === 'deferred', timeout, signal })
+      const isLazy = lazy || result === 'deferred'
+      // One that was there before, and is shared, stays.
+      if (!this.#handle.owned) await this.#handle.close()
+      else if ((await detach(this.#handle, { lazy: isLazy, timeout, signal })) === 'deferred') result = 'deferred'
       this.#takesDevice = false
-      if (detached === 'deferred') result = 'deferred'
     }
     if (lost !== undefined) throw lost
     return result

@@ -84,8 +84,12 @@ export async function refusedSuperblock(attempt: Attempt, errno: number, message
   return refused('fsconfig', attempt, errno, detail, `the kernel log says more: dmesg | grep -i ${fsType}`)
 }
 
-/** The error for a device on which no filesystem is known, or one thing that is none, or several. */
-export function refuseUnknown(source: string, found: readonly Signature[], partitions: string | undefined): LoopError {
+/**
+ * The error for a device on which no filesystem is known, or what is not mounted, or several.
+ *
+ * @param others what else there is: `but a partition table: ...`
+ */
+export function refuseUnknown(source: string, found: readonly Signature[], others: string | undefined): LoopError {
   const [first, second] = found
   if (first !== undefined && second === undefined) {
     return unknown(source, `there is ${first.title} on it, which is not mounted`, first.hint)
@@ -94,9 +98,9 @@ export function refuseUnknown(source: string, found: readonly Signature[], parti
     const titles = found.map(({ title }) => title).join(' and ')
     return unknown(source, `there are superblocks of ${titles} on it`, 'name the right one with fsType')
   }
-  return partitions === undefined
+  return others === undefined
     ? unknown(source, 'there is no filesystem on it that is known', 'name it with fsType, or make one with mkfs')
-    : unknown(source, `there is no filesystem on it, but a partition table: ${partitions}`, 'name the partition')
+    : unknown(source, `there is no filesystem on it, ${others}`, 'name the partition')
 }
 
 function unknown(path: string, detail: string, hint: string | undefined): LoopError {

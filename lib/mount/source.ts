@@ -16,7 +16,7 @@ import type { PartitionTable } from '../partitions/disk.ts'
 import { settlePartitions } from '../partitions/nodes.ts'
 import { findPartition, type PartitionRef } from '../partitions/ref.ts'
 import { readPartitionTable } from '../partitions/table.ts'
-import { type Detected, detect } from './detect.ts'
+import { detect, type Detected } from './detect.ts'
 import { refuseUnknown } from './refused.ts'
 import { PROBE_BYTES, type Signature } from './superblocks.ts'
 import { within } from './within.ts'
@@ -98,13 +98,21 @@ export async function detectAt({ path, device }: Source, deadline: Deadline): Pr
   const fd = await within(deadline, { call: 'open', path }, opening, (late) => void (late >= 0 && close(late)))
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, node: device }, 'open device')
   try {
-    return detect(await readBeginning({ fd, path, start: 0 }, PROBE_BYTES, deadline))
+    return await detectIn({ fd, path, start: 0, size: PROBE_BYTES }, deadline)
   } finally {
     await close(fd)
   }
 }
 
-export async function readBeginning(
+/** What {@link detect} finds in the bytes from `start` on. */
+export async function detectIn(
+  { fd, path, start, size }: Pick<Readable, 'fd' | 'path' | 'start' | 'size'>,
+  deadline: Deadline,
+): Promise<Detected> {
+  return detect(await readBytes({ fd, path, start }, Math.min(PROBE_BYTES, size), deadline))
+}
+
+async function readBytes(
   { fd, path, start }: Pick<Readable, 'fd' | 'path' | 'start'>,
   length: number,
   deadline: Deadline,
@@ -123,21 +131,37 @@ export async function readBeginning(
  * @throws `unknown-filesystem`
  */
 export async function chooseFilesystem(
-  { found }: Detected,
+  detected: Detected,
   path: string,
   readable: Readable | undefined,
-): Promise<Signature & { fsType: string }> {
-  const isWeak = found.every(({ strength }) => strength === 'weak')
-  const table = isWeak && readable !== undefined ? await readTableIfSound(readable) : undefined
-  // Where there is a table, these are leftovers, unless a partition holds the place: then it is a hybrid image.
-  const counting = table === undefined ? found : found.filter((one) => isCovered(one, table))
-  const [only, second] = counting
-  const isSure = isWeak || second === undefined
-  if (only !== undefined && only.fsType !== null && isSure) return { ...only, fsType: only.fsType }
-  throw refuseUnknown(path, counting, table === undefined ? undefined : listOf(table))
+): Promise<Filesystem> {
+  const table = readable === undefined ? undefined : await findTableBeside(detected, readable)
+  const chosen = filesystemBeside(detected, table)
+  if (chosen !== undefined) return chosen
+  throw refuseUnknown(path, countingBeside(detected, table), table && `but a partition table: ${listOf(table)}`)
 }
 
-/** A table that cannot be read does not keep a filesystem from being mounted. */
+/** What can be mounted. */
+export type Filesystem = Signature & { fsType: string }
+
+/** The one filesystem, where it is one; undefined: none, or several, or what is not mounted. */
+export function filesystemBeside(detected: Detected, table: PartitionTable | undefined): Filesystem | undefined {
+  const [only, second] = countingBeside(detected, table)
+  const isSure = only?.strength === 'weak' || second === undefined
+  return only !== undefined && only.fsType !== null && isSure ? { ...only, fsType: only.fsType } : undefined
+}
+
+/** Where there is a table, weak ones are leftovers, unless a partition holds their place: then it is a hybrid image. */
+function countingBeside({ found }: Detected, table: PartitionTable | undefined): readonly Signature[] {
+  return table === undefined ? found : found.filter((one) => one.strength === 'strong' || isCovered(one, table))
+}
+
+/** The partition table, where there is nothing surer than that; a damaged one does not keep a filesystem away. */
+export async function findTableBeside({ found }: Detected, readable: Readable): Promise<PartitionTable | undefined> {
+  if (found.some(({ strength }) => strength === 'strong')) return undefined
+  return readTableIfSound(readable)
+}
+
 async function readTableIfSound(readable: Readable): Promise<PartitionTable | undefined> {
   try {
     const table = await readTable(readable)

@@ -6,6 +6,7 @@ import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding } from '../kernel/binding.ts'
 import { O_PATH, readLinkSync } from '../kernel/files.ts'
+import { Sequence } from '../kernel/sequence.ts'
 import { decodeMountStat, encodePath, type MountStat, newStat } from '../kernel/uapi.ts'
 import { within } from './within.ts'
 
@@ -18,7 +19,8 @@ const AT_EMPTY_PATH = 0x1000
 const AT_NO_AUTOMOUNT = 0x800
 /** As far as the kernel knows it: a server that does not answer is not asked. */
 const AT_STATX_DONT_SYNC = 0x4000
-const { O_DIRECTORY, O_NOFOLLOW } = process.getBuiltinModule('node:fs').constants
+const { O_NOFOLLOW } = process.getBuiltinModule('node:fs').constants
+export const O_DIRECTORY: number = process.getBuiltinModule('node:fs').constants.O_DIRECTORY
 
 const S_IFMT = 0o170_000
 const S_IFDIR = 0o040_000
@@ -80,14 +82,14 @@ function statMount(folder: number, name: string, flags: number): MountStat | und
 export async function openTarget(target: string, make: boolean, deadline: Deadline): Promise<Target> {
   let path = await toAbsolute(target, deadline)
   for (let links = 0; links <= MAX_LINKS; links++) {
-    const place = await openPlace(path, target, deadline)
+    const place = await openBoth(path, target, deadline)
     try {
-      const found = await openFolder(place, make, target, deadline)
+      const found = await asFolder(place, make, target)
       if (typeof found !== 'string') return found
       path = found
-      close(place.parent)
+      closeTarget(place)
     } catch (error) {
-      close(place.parent)
+      closeTarget(place)
       throw error
     }
   }
@@ -99,7 +101,7 @@ export function undoTarget({ made, parent, name }: Target): void {
   if (made) binding().unlinkatSync(parent, encodePath(name), AT_REMOVEDIR)
 }
 
-export function closeTarget({ fd, parent }: Target): void {
+export function closeTarget({ fd, parent }: Pick<Target, 'fd' | 'parent'>): void {
   close(fd)
   close(parent)
 }
@@ -111,41 +113,44 @@ export function close(fd: number): void {
 
 /** Its place, by the folder that it is in. */
 export async function openPlace(path: string, target: string, deadline: Deadline): Promise<Place> {
-  const slash = path.lastIndexOf('/')
-  const [folder, name] = [path.slice(0, slash) || '/', path.slice(slash + 1)]
+  const [folder, name] = splitPath(path)
   const parent = await openPath(folder, O_DIRECTORY, deadline)
   if (parent < 0) throw cannotOpen(parent, target)
   return { parent, name, path }
 }
 
-/** What is at the place: the folder, or the path that a link leads to. */
-async function openFolder(place: Place, make: boolean, target: string, deadline: Deadline): Promise<Target | string> {
-  const { parent, name } = place
-  let made = false
-  let fd = await openIn(place, target, deadline)
-  if (fd === -ENOENT && make) {
-    const answer = await binding().mkdirat(parent, encodePath(name), 0o755)
-    if (answer < 0) throw explain({ call: 'mkdir', errno: answer, path: target }, 'target')
-    made = true
-    fd = await openIn(place, target, deadline)
-  }
-  if (fd < 0) throw cannotOpen(fd, target)
-  const stat = statDescriptor(fd)
-  const type = (stat?.mode ?? 0) & S_IFMT
-  if (type === S_IFLNK) {
-    close(fd)
-    return followLink(place, target)
-  }
-  const told = readLinkSync(`/proc/self/fd/${fd}`)
-  const result: Target = { ...place, fd, made, path: typeof told === 'string' ? told : place.path }
-  if (type === S_IFDIR) return result
-  close(fd)
-  throw refusal('target', 'open', 'is no folder: a filesystem is mounted on a folder', { path: target })
+/** The place, and a descriptor of what is there, or the negative errno: in one hop, so that both can be given up. */
+async function openBoth(path: string, target: string, deadline: Deadline): Promise<Place & { fd: number }> {
+  const [folder, name] = splitPath(path)
+  const sequence = new Sequence({ leavesOpen: true })
+  const parent = sequence.call('open', encodePath(folder), O_PATH | O_DIRECTORY)
+  const entry = sequence.call('openat', parent, encodePath(name), O_PATH | O_NOFOLLOW)
+  await within(deadline, { call: 'open', path: target }, sequence.run(), () => {
+    close(entry.fd)
+    close(parent.fd)
+  })
+  if (!parent.succeeded) throw cannotOpen(parent.answer ?? -ENOENT, target)
+  return { parent: parent.fd, name, path, fd: entry.answer ?? -ENOENT }
 }
 
-async function openIn({ parent, name, path }: Place, target: string, deadline: Deadline): Promise<number> {
-  const opening = binding().openat(parent, encodePath(name), O_PATH | O_NOFOLLOW)
-  return within(deadline, { call: 'open', path: target === '' ? path : target }, opening, close)
+/** The folder that is at the place, or the path that a link there leads to. */
+async function asFolder(place: Place & { fd: number }, make: boolean, target: string): Promise<Target | string> {
+  const { parent, name } = place
+  let { fd } = place
+  const made = fd === -ENOENT && make
+  if (made) {
+    const answer = await binding().mkdirat(parent, encodePath(name), 0o755)
+    if (answer < 0) throw explain({ call: 'mkdir', errno: answer, path: target }, 'target')
+    fd = await binding().openat(parent, encodePath(name), O_PATH | O_NOFOLLOW)
+  }
+  if (fd < 0) throw cannotOpen(fd, target)
+  const type = (statDescriptor(fd)?.mode ?? 0) & S_IFMT
+  if (type === S_IFLNK) return followLink(place, target)
+  if (type !== S_IFDIR) {
+    throw refusal('target', 'open', 'is no folder: a filesystem is mounted on a folder', { path: target })
+  }
+  const told = readLinkSync(`/proc/self/fd/${fd}`)
+  return { ...place, fd, made, path: typeof told === 'string' ? told : place.path }
 }
 
 /** The path that it leads to. */
@@ -165,6 +170,12 @@ function followLink({ parent, name }: Place, target: string): string {
   }
   const text = link.startsWith('/') ? link : `${here === '/' ? '' : here}/${link}`
   return withoutSlashes(text)
+}
+
+/** The folder that an absolute path leads to, and the name in it. */
+export function splitPath(path: string): [folder: string, name: string] {
+  const slash = path.lastIndexOf('/')
+  return [path.slice(0, slash) || '/', path.slice(slash + 1)]
 }
 
 /** Without what would name no entry of a folder at its end. */

@@ -6,9 +6,10 @@ import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Holder } from '../errors/holders.ts'
 import { binding } from '../kernel/binding.ts'
+import { O_PATH } from '../kernel/files.ts'
 import { readMountsSync } from '../kernel/mountinfo.ts'
 import { encodePath } from '../kernel/uapi.ts'
-import { close, openPlace, type Place, statPlace, statUnique } from './target.ts'
+import { close, O_DIRECTORY, openPlace, type Place, splitPath, statPlace, statUnique } from './target.ts'
 import { adviseUsers, areLasting, describeUsers, findUsers } from './users.ts'
 import { within } from './within.ts'
 
@@ -50,7 +51,7 @@ export async function unmount(mounted: Mounted, lazy: boolean, deadline: Deadlin
       throw explain({ call: 'umount2', errno: detached, path: target })
     }
     // All of /proc is read for it: once at the beginning, and once more for the error.
-    if (attempt > 1 && (await deadline.pause(backoff(attempt)))) continue
+    if (attempt > 1 && (await deadline.pause(backoff(attempt))) && deadline.left > 0) continue
     const users = await findUsers({ source, target, id: mounted.id })
     if (attempt > 1 || areLasting(users) || deadline.left === 0) throw busy(mounted, users, tries(attempt, deadline))
   }
@@ -61,21 +62,23 @@ async function unmountOnce(mounted: Mounted, flags: number, deadline: Deadline):
   const place = await openPlaceOf(mounted, deadline)
   try {
     assertOurs(mounted, place)
-    const call = binding().umount2(pathOf(place), flags | UMOUNT_NOFOLLOW)
-    return await within(deadline, { call: 'umount2', path: target }, call, () => {})
-  } finally {
+  } catch (error) {
     close(place.parent)
+    throw error
   }
+  // Given up on or not, the call needs the descriptor as long as it runs.
+  const call = binding().umount2(pathOf(place), flags | UMOUNT_NOFOLLOW)
+  const done = call.finally(() => close(place.parent))
+  return within(deadline, { call: 'umount2', path: target }, done, () => {})
 }
 
 /** {@link unmount}, at once, and without looking for who is in the way. */
 export function unmountSync(mounted: Mounted, lazy: boolean): UnmountResult {
   const { target } = mounted
-  const slash = target.lastIndexOf('/')
-  // O_DIRECTORY | O_PATH
-  const parent = binding().openSync(encodePath(target.slice(0, slash) || '/'), 0o10200000)
+  const [folder, name] = splitPath(target)
+  const parent = binding().openSync(encodePath(folder), O_PATH | O_DIRECTORY)
   if (parent < 0) throw explain({ call: 'open', errno: parent, path: target }, 'target')
-  const place = { parent, name: target.slice(slash + 1) }
+  const place = { parent, name }
   try {
     assertOurs(mounted, place)
     const answer = binding().umount2Sync(pathOf(place), UMOUNT_NOFOLLOW)
