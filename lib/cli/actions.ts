@@ -8,15 +8,11 @@ import { attach, type LoopDevice, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
 import { LOWER_TAG } from '../handle/lower.ts'
 import type { DeviceRef } from '../handle/open.ts'
-import { createImage } from '../mount/create-image.ts'
-import { mountImage } from '../mount/mount-image.ts'
 import type { MountOptions } from '../mount/options.ts'
-import { unmountPath } from '../mount/unmount-path.ts'
 import type { LoopEvent } from '../observe/events.ts'
 import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
-import type { PartitionRef } from '../partitions/ref.ts'
 import { fileOf } from './listing.ts'
 import { withProgress } from './progress.ts'
 import {
@@ -32,6 +28,8 @@ import {
   table,
   warn,
 } from './terminal.ts'
+
+export { createAction, mountAction, umountAction } from './mount-actions.ts'
 
 interface Json {
   json?: true
@@ -73,62 +71,6 @@ export async function runAction(file: string, words: string[], flags: RunFlags, 
   const { runWithDevice } = await import('./run.ts')
   const target = mount === undefined ? undefined : mount === true ? null : mount
   process.exitCode = await runWithDevice(file, attachOptions(rest), words, target, { partition, options })
-}
-
-interface MountFlags extends Json {
-  readOnly?: true
-  options?: string
-  type?: string
-  partition?: PartitionRef
-  offset?: number
-  sizeLimit?: number
-  blockSize?: number | 'auto'
-  makeDir?: true
-  timeout?: number
-}
-
-export async function mountAction(image: string, directory: string, flags: MountFlags): Promise<void> {
-  const { json, type: fsType, makeDir: makeTarget, ...options } = flags
-  await interruptible(async (signal) => {
-    // Nobody holds on to it here: what is mounted stays when this process ends.
-    const mount = await mountImage(image, directory, { ...options, fsType, makeTarget, signal })
-    const { path, source, fsType: mounted, warnings } = mount
-    if (json) await printJson({ path, source, fsType: mounted })
-    else printWarnings(warnings)
-  })
-}
-
-interface UmountFlags extends Json {
-  lazy?: true
-  timeout?: number
-}
-
-export async function umountAction(directories: string[], { json, ...options }: UmountFlags): Promise<void> {
-  await interruptible(async (signal) => {
-    const results = []
-    let status = 0
-    for (const directory of directories) {
-      try {
-        results.push({ path: directory, result: await unmountPath(directory, { ...options, signal }) })
-      } catch (error) {
-        status = report(error, json === true)
-        if (signal.aborted) break
-      }
-    }
-    if (json) await printJson(results)
-    if (status !== 0) throw new Exit(status)
-  })
-}
-
-export async function createAction(
-  file: string,
-  size: number,
-  { json, ...options }: Json & { allocate?: true; overwrite?: true; timeout?: number },
-): Promise<void> {
-  await interruptible(async (signal) => {
-    await createImage(file, size, { ...options, signal })
-    if (json) await printJson({ path: file, size })
-  })
 }
 
 interface DetachFlags extends Json {

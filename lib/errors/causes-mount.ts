@@ -24,14 +24,14 @@ export const MOUNT_CAUSES: Record<string, Record<string, Cause[]>> = {
   },
   umount2: { EPERM: notAllowed, EBUSY: [inUse], EINVAL: notMounted, ENOENT: notMounted, ENOTDIR: notMounted },
   target: {
-    ENOENT: [
-      { reason: 'target', detail: 'there is no such folder', hint: 'make it, or mount with makeTarget: true' },
-    ],
+    ENOENT: [{ reason: 'target', detail: 'there is no such folder', hint: 'make it, or mount with makeTarget: true' }],
     ENOTDIR: [{ reason: 'target', detail: 'a part of the path is no folder' }],
     ELOOP: [{ reason: 'target', detail: 'there are too many symbolic links' }],
     ENAMETOOLONG: [{ reason: 'target' }],
     EROFS: [{ reason: 'target', detail: 'the filesystem there is read-only' }],
-    EACCES: [{ reason: 'permission', detail: () => `the folder may not be looked up or made: ${describePrivileges()}` }],
+    EACCES: [
+      { reason: 'permission', detail: () => `the folder may not be looked up or made: ${describePrivileges()}` },
+    ],
     EPERM: [{ reason: 'permission', detail: () => `the folder may not be looked up or made: ${describePrivileges()}` }],
   },
 }

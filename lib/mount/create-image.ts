@@ -1,14 +1,7 @@
 /** A new image: a sparse file, or one whose blocks are reserved. */
 
 import { constants } from 'node:os'
-import {
-  type Bytes,
-  checkBoolean,
-  checkBytes,
-  checkOptions,
-  wrongType,
-  wrongValue,
-} from '../common/arguments.ts'
+import { type Bytes, checkBoolean, checkBytes, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
 import { checkDeadline, type Wait } from '../common/deadline.ts'
 import { randomHex } from '../common/digest.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'

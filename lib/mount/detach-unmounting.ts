@@ -25,13 +25,11 @@ export interface DetachUnmountingOptions extends DetachOptions {
 
 /** {@link detach}, after unmounting where that is asked for. */
 export async function detachUnmounting(handle: Handle, options?: DetachUnmountingOptions): Promise<DetachResult> {
-  const { unmount: wanted, onUnmount, ...rest } = checkOptions(options, [
-    'lazy',
-    'timeout',
-    'signal',
-    'unmount',
-    'onUnmount',
-  ])
+  const {
+    unmount: wanted,
+    onUnmount,
+    ...rest
+  } = checkOptions(options, ['lazy', 'timeout', 'signal', 'unmount', 'onUnmount'])
   const unmounts = wanted === undefined ? false : checkBoolean('unmount', wanted)
   if (onUnmount !== undefined) checkFunction('onUnmount', onUnmount)
   if (!unmounts) {
@@ -100,6 +98,10 @@ async function unmountAll(
   }
 }
 
+function depth({ mountPoint }: Listed): number {
+  return mountPoint.split('/').length
+}
+
 /** What is mounted from the device and its partitions, in the order in which it can be unmounted. */
 async function mountsInTree(number: number): Promise<Listed[]> {
   const mounts = await readMounts()
@@ -111,7 +113,6 @@ async function mountsInTree(number: number): Promise<Listed[]> {
     // btrfs shows a device of its own
     return devices.has(device) || (device.startsWith('0:') && paths.has(source))
   })
-  const depth = ({ mountPoint }: Listed): number => mountPoint.split('/').length
   return ours.toReversed().toSorted((a, b) => depth(b) - depth(a))
 }
 

@@ -42,6 +42,7 @@ function isThere({ fsType, places, magic }: Signature, beginning: Buffer): boole
 /** A boot loader can leave such a text in the boot record of a disk: a FAT has a plausible geometry too. */
 function isFat(sector: Buffer): boolean {
   return (
+    sector.length >= 512 &&
     sector.readUInt16LE(510) === 0xaa55 &&
     GPT_BLOCK_SIZES.includes(sector.readUInt16LE(11)) &&
     isPowerOfTwo(sector.readUInt8(13)) &&
@@ -56,7 +57,12 @@ function describeExt(ext: Signature, beginning: Buffer): Signature {
   const incompat = beginning.readUInt32LE(EXT_INCOMPAT)
   const roCompat = beginning.readUInt32LE(EXT_RO_COMPAT)
   if ((incompat & JOURNAL_DEVICE) !== 0) {
-    return { ...ext, fsType: null, title: 'an external journal of ext4', hint: 'mount the filesystem that it belongs to' }
+    return {
+      ...ext,
+      fsType: null,
+      title: 'an external journal of ext4',
+      hint: 'mount the filesystem that it belongs to',
+    }
   }
   if ((incompat & ~EXT3_INCOMPAT) !== 0 || (roCompat & ~EXT3_RO_COMPAT) !== 0) return ext
   const title = (beginning.readUInt32LE(EXT_COMPAT) & HAS_JOURNAL) === 0 ? 'ext2' : 'ext3'
@@ -89,13 +95,15 @@ interface Checksum {
 /** Undefined: the filesystem has none, or one that is not looked at here. */
 function checksumOf(fsType: string, beginning: Buffer): Checksum | undefined {
   if (isExt(fsType)) {
-    if (beginning.length < 2 * EXT || (beginning.readUInt32LE(EXT_RO_COMPAT) & METADATA_CHECKSUM) === 0) return undefined
+    if (beginning.length < 2 * EXT || (beginning.readUInt32LE(EXT_RO_COMPAT) & METADATA_CHECKSUM) === 0)
+      return undefined
     // fs/ext4/super.c, ext4_superblock_csum: without the last inversion
     const computed = crc32c(beginning.subarray(EXT, EXT + 0x3fc), 0xffff_ffff)
     return { stored: beginning.readUInt32LE(EXT + 0x3fc), computed }
   }
   if (fsType === 'xfs') {
-    const sectorSize = beginning.length >= 512 ? beginning.readUInt16BE(102) : 0
+    if (beginning.length < 512) return undefined
+    const sectorSize = beginning.readUInt16BE(102)
     // fs/xfs/libxfs/xfs_format.h: version 5 and later, sb_crc at 224
     if ((beginning.readUInt16BE(100) & 0xf) < 5 || sectorSize < 512 || sectorSize > beginning.length) return undefined
     return { stored: beginning.readUInt32LE(224), computed: inverted(beginning, 0, sectorSize, 224) }

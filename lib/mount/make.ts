@@ -50,7 +50,7 @@ export async function mountWanted(
 ): Promise<Mount> {
   deadline.throwIfAborted()
   // It is ours; and as long as our descriptor is open it cannot become another's.
-  await handle.readInfo()
+  await within(deadline, { call: 'ioctl', path: handle.path }, handle.readInfo(), () => {})
   const target = place === null ? undefined : await openTarget(place, wanted.makeTarget, deadline)
   let source: Source | undefined
   try {
@@ -90,7 +90,6 @@ async function findFilesystem(
   const chosen = await chooseFilesystem(detected, source.path, partition === undefined ? readableOf(handle) : undefined)
   return { fsType: chosen.fsType, detected }
 }
-
 
 /** A mount that is not in the tree. What the filesystem says goes into the error. */
 async function makeMount(
@@ -171,4 +170,3 @@ async function placeMount(
     throw error
   }
 }
-

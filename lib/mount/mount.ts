@@ -12,7 +12,7 @@ import { binding } from '../kernel/binding.ts'
 import { O_EXCL, O_RDONLY } from '../kernel/files.ts'
 import { encodePath } from '../kernel/uapi.ts'
 import { close } from './target.ts'
-import { busy, type Mounted, unmount, type UnmountResult, unmountSync } from './unmount.ts'
+import { busy, findMounted, type Mounted, unmount, type UnmountResult, unmountSync } from './unmount.ts'
 import { findUsersInFamily } from './users.ts'
 
 const { EBUSY } = constants.errno
@@ -173,7 +173,8 @@ export class Mount implements AsyncDisposable, Disposable {
       try {
         result = await this.#unmountOnly(lazy, deadline)
       } catch (error) {
-        if (!LoopError.is(error, 'not-mounted')) throw error
+        // Moved, it is still to be unmounted.
+        if (!LoopError.is(error, 'not-mounted') || findMounted(this.#made) !== undefined) throw error
         if (!this.#isUnmounting) lost = error
         this.#forget()
       }
@@ -247,5 +248,7 @@ export class Mount implements AsyncDisposable, Disposable {
 
 /** Unmounted by somebody else, or detached already. */
 function isNothingLeft(error: unknown): boolean {
-  return LoopError.is(error) && ['not-mounted', 'closed', 'not-attached', 'detaching', 'replaced'].includes(error.reason)
+  return (
+    LoopError.is(error) && ['not-mounted', 'closed', 'not-attached', 'detaching', 'replaced'].includes(error.reason)
+  )
 }

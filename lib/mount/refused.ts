@@ -56,7 +56,13 @@ export function refusedOption(attempt: Attempt, option: string, errno: number, m
 export function refusedType(attempt: Attempt, errno: number): LoopError {
   if (errno !== -ENODEV) return explain(failureOf('fsopen', attempt, errno))
   const detail = `this kernel has no ${attempt.fsType}`
-  return refused('fsopen', attempt, errno, detail, `load its module, modprobe ${attempt.fsType}, or take another kernel`)
+  return refused(
+    'fsopen',
+    attempt,
+    errno,
+    detail,
+    `load its module, modprobe ${attempt.fsType}, or take another kernel`,
+  )
 }
 
 /** The error for a superblock that the kernel did not take. */

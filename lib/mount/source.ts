@@ -54,7 +54,11 @@ export async function openSource(
 ): Promise<Source> {
   const { number } = handle
   if (partition === undefined) {
-    return { path: devicePath(number), device: sysfs.readDeviceNumbers(number) ?? `${LOOP_MAJOR}:${minorOfDevice(number)}`, added: [] }
+    return {
+      path: devicePath(number),
+      device: sysfs.readDeviceNumbers(number) ?? `${LOOP_MAJOR}:${minorOfDevice(number)}`,
+      added: [],
+    }
   }
   const known = sysfs.readPartitions(number).find((one) => one.number === partition)
   if (known !== undefined && checkNode(known.path, known.device) === 0) return { ...known, added: [] }

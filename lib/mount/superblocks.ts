@@ -55,16 +55,14 @@ export const SIGNATURES: readonly Signature[] = [
     hint: 'activate its volume group with vgchange -ay, and mount a volume of it',
   },
   // include/linux/swap.h, union swap_header; "SWAP-SPACE" is the old format
-  ...['SWAPSPACE2', 'SWAP-SPACE'].map(
-    (magic): Signature => ({
-      fsType: null,
-      title: 'swap space',
-      strength: 'strong',
-      places: PAGE_SIZES.map((size) => size - magic.length),
-      magic,
-      hint: 'there are no files in swap space',
-    }),
-  ),
+  ...['SWAPSPACE2', 'SWAP-SPACE'].map((magic): Signature => ({
+    fsType: null,
+    title: 'swap space',
+    strength: 'strong',
+    places: PAGE_SIZES.map((size) => size - magic.length),
+    magic,
+    hint: 'there are no files in swap space',
+  })),
   // fs/xfs/libxfs/xfs_format.h, XFS_SB_MAGIC
   { fsType: 'xfs', title: 'xfs', strength: 'strong', places: [0], magic: 'XFSB' },
   // fs/squashfs/squashfs_fs.h, SQUASHFS_MAGIC
@@ -89,15 +87,13 @@ export const SIGNATURES: readonly Signature[] = [
   // fs/ntfs3/ntfs.h, struct NTFS_BOOT, system_id
   { fsType: 'ntfs3', title: 'ntfs', strength: 'strong', places: [3], magic: 'NTFS    ' },
   // fs/udf/ecma_167.h, struct volStructDesc, VSD_STD_ID_NSR02 and NSR03
-  ...['NSR02', 'NSR03'].map(
-    (magic): Signature => ({
-      fsType: 'udf',
-      title: 'udf',
-      strength: 'weak',
-      places: [...VOLUME_DESCRIPTORS, ...VOLUME_DESCRIPTORS_4096].map((place) => place + 1),
-      magic,
-    }),
-  ),
+  ...['NSR02', 'NSR03'].map((magic): Signature => ({
+    fsType: 'udf',
+    title: 'udf',
+    strength: 'weak',
+    places: [...VOLUME_DESCRIPTORS, ...VOLUME_DESCRIPTORS_4096].map((place) => place + 1),
+    magic,
+  })),
   // include/uapi/linux/iso_fs.h, struct iso_volume_descriptor, ISO_STANDARD_ID
   { fsType: 'iso9660', title: 'iso9660', strength: 'weak', places: [0x8000 + 1], magic: 'CD001', readOnly: true },
   // include/uapi/linux/msdos_fs.h, struct fat_boot_sector, fs_type of fat16 and fat32

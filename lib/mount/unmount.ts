@@ -7,7 +7,7 @@ import { explain } from '../errors/explain.ts'
 import type { Holder } from '../errors/holders.ts'
 import { binding } from '../kernel/binding.ts'
 import { O_PATH } from '../kernel/files.ts'
-import { readMountsSync } from '../kernel/mountinfo.ts'
+import { type Mount as Listed, readMountsSync } from '../kernel/mountinfo.ts'
 import { encodePath } from '../kernel/uapi.ts'
 import { close, O_DIRECTORY, openPlace, type Place, splitPath, statPlace, statUnique } from './target.ts'
 import { adviseUsers, areLasting, describeUsers, findUsers } from './users.ts'
@@ -116,10 +116,16 @@ function assertOurs(mounted: Mounted, place: Pick<Place, 'parent' | 'name'>): vo
   throw gone(mounted)
 }
 
+/** Where it is, perhaps in another place; undefined: nowhere in this mount namespace. */
+export function findMounted({ id, source, fsType }: Omit<Mounted, 'target'>, mounts = readMountsSync()): Listed | undefined {
+  return mounts.find((mount) => BigInt(mount.id) === id && mount.source === source && mount.fsType === fsType)
+}
+
 /** What became of it, as far as mountinfo tells. */
-function gone({ id, source, target, fsType }: Mounted): LoopError {
+function gone(mounted: Mounted): LoopError {
+  const { source, target } = mounted
   const mounts = readMountsSync()
-  const still = mounts.find((mount) => BigInt(mount.id) === id && mount.source === source && mount.fsType === fsType)
+  const still = findMounted(mounted, mounts)
   const top = mounts.findLast(({ mountPoint }) => mountPoint === target)
   if (still?.mountPoint === target && top !== undefined && top !== still) {
     const holder: Holder = { device: source, kind: 'mount', mountPoint: target, fsType: top.fsType }

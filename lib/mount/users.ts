@@ -95,7 +95,13 @@ async function mountsIn({ source, target }: InTree): Promise<Holder[]> {
 async function filesIn({ source, target }: InTree): Promise<Holder[]> {
   const users: Holder[] = []
   const swaps = await readFile('/proc/swaps')
-  if (typeof swaps !== 'number' && swaps.toString().split('\n').some((line) => line.startsWith(`${target}/`))) {
+  if (
+    typeof swaps !== 'number' &&
+    swaps
+      .toString()
+      .split('\n')
+      .some((line) => line.startsWith(`${target}/`))
+  ) {
     users.push({ device: source, kind: 'swap' })
   }
   const numbers = await sysfs.readNumbers()

@@ -1,6 +1,6 @@
 /** The devices that a file, or a reference, is attached to. */
 
-import { type BackingFile, checkBackingFile, checkReference, type FileArgument } from '../common/arguments.ts'
+import { type BackingFile, checkBackingFile, checkReference, type FileArgument, wrongType, wrongValue } from '../common/arguments.ts'
 import { assertSupported } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { askDevices } from '../handle/ask.ts'
@@ -10,12 +10,23 @@ import { Sequence } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { decodeStat, encodePath, type LoopInfo64, newStat, type Stat } from '../kernel/uapi.ts'
 import { type FileIdentity, type LoopInfo, readInfos } from './list.ts'
+import { findLoopAt } from './mounted.ts'
 
 /**
  * The devices attached to this very file, by device and inode: links, other paths and bind mounts are the same file.
- * Or those that carry the tag.
+ * Or those that carry the tag. Or the device that is mounted on the folder `mountPoint`, itself or by a partition.
  */
-export async function find(what: BackingFile | { reference: string }): Promise<LoopInfo[]> {
+export async function find(
+  what: BackingFile | { reference: string } | { mountPoint: string },
+): Promise<LoopInfo[]> {
+  if (typeof what === 'object' && what !== null && 'mountPoint' in what) {
+    const { mountPoint } = what
+    if (typeof mountPoint !== 'string') throw wrongType('mountPoint', 'a path', mountPoint)
+    if (mountPoint === '' || mountPoint.includes('\0')) throw wrongValue('mountPoint', 'must be a path')
+    assertSupported()
+    const number = await findLoopAt(mountPoint)
+    return number === undefined ? [] : readInfos([number], false)
+  }
   if (typeof what === 'object' && what !== null && 'reference' in what) {
     const reference = checkReference(what.reference)
     assertSupported()

@@ -8,11 +8,7 @@ import type { PartitionTable, TableEntry } from './disk.ts'
  * One partition of a table. By number, as in `/dev/loop0p2`; by its label, which is compared exactly; by its UUID, or by
  * its type (a GUID, or `0x83`), both compared without regard to case.
  */
-export type PartitionRef =
-  | number
-  | { readonly label: string }
-  | { readonly uuid: string }
-  | { readonly type: string }
+export type PartitionRef = number | { readonly label: string } | { readonly uuid: string } | { readonly type: string }
 
 const GUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
 /** The disk's id and the number of the partition, as the kernel makes a PARTUUID for an MBR. */
@@ -68,8 +64,7 @@ export function findPartition(table: PartitionTable | undefined, ref: PartitionR
       hint: 'name one of them by its number or its UUID',
     })
   }
-  const detail =
-    typeof ref === 'number' ? `there is no partition ${ref}` : `there is no partition with ${what}`
+  const detail = typeof ref === 'number' ? `there is no partition ${ref}` : `there is no partition with ${what}`
   throw refusal('no-such-partition', 'read', `${detail}: ${describeTable(table)}`, { path })
 }
 
