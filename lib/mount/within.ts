@@ -1,7 +1,10 @@
 /** A call of the kernel that can take long, for no longer than its caller waits. */
 
-import type { Deadline } from '../common/deadline.ts'
+import { Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
+
+/** Milliseconds that a call gets in any case: mostly the kernel answers at once, and a hop to a thread takes its time. */
+const LEAST = 50
 
 /**
  * What the work comes to. Where the caller's time is up first, rejects with `timeout`, or with the signal's reason; what
@@ -22,7 +25,10 @@ export async function within<T>(
   try {
     // A timeout of 0 is one try, however long that takes.
     if (deadline.isUnbounded) await done
-    else if (outcome.value === undefined) await deadline.pause(deadline.left, done)
+    else {
+      const patience = deadline.left > LEAST ? deadline : new Deadline(LEAST)
+      await patience.pause(patience.left, done)
+    }
     deadline.throwIfAborted()
   } catch (error) {
     giveUp()

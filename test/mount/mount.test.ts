@@ -408,11 +408,9 @@ describe('whose device it is', () => {
         await device.detach()
       }`
     execFileSync('cp', [join(folder, 'ext4'), join(folder, 'ext4.copy')])
-    const output = execFileSync(
-      'unshare',
-      ['--mount', process.execPath, '--input-type=module', '--eval', script],
-      { encoding: 'utf8' },
-    )
+    const output = execFileSync('unshare', ['--mount', process.execPath, '--input-type=module', '--eval', script], {
+      encoding: 'utf8',
+    })
     expect(output).toMatch(/^ext4 (replaced|not-a-loop-device)\nbtrfs (replaced|not-a-loop-device)\n$/)
   })
 
