@@ -117,7 +117,10 @@ function assertOurs(mounted: Mounted, place: Pick<Place, 'parent' | 'name'>): vo
 }
 
 /** Where it is, perhaps in another place; undefined: nowhere in this mount namespace. */
-export function findMounted({ id, source, fsType }: Omit<Mounted, 'target'>, mounts = readMountsSync()): Listed | undefined {
+export function findMounted(
+  { id, source, fsType }: Omit<Mounted, 'target'>,
+  mounts: readonly Listed[] = readMountsSync(),
+): Listed | undefined {
   return mounts.find((mount) => BigInt(mount.id) === id && mount.source === source && mount.fsType === fsType)
 }
 

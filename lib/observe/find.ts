@@ -1,6 +1,13 @@
 /** The devices that a file, or a reference, is attached to. */
 
-import { type BackingFile, checkBackingFile, checkReference, type FileArgument, wrongType, wrongValue } from '../common/arguments.ts'
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkReference,
+  type FileArgument,
+  wrongType,
+  wrongValue,
+} from '../common/arguments.ts'
 import { assertSupported } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { askDevices } from '../handle/ask.ts'
@@ -16,9 +23,7 @@ import { findLoopAt } from './mounted.ts'
  * The devices attached to this very file, by device and inode: links, other paths and bind mounts are the same file.
  * Or those that carry the tag. Or the device that is mounted on the folder `mountPoint`, itself or by a partition.
  */
-export async function find(
-  what: BackingFile | { reference: string } | { mountPoint: string },
-): Promise<LoopInfo[]> {
+export async function find(what: BackingFile | { reference: string } | { mountPoint: string }): Promise<LoopInfo[]> {
   if (typeof what === 'object' && what !== null && 'mountPoint' in what) {
     const { mountPoint } = what
     if (typeof mountPoint !== 'string') throw wrongType('mountPoint', 'a path', mountPoint)
