@@ -1,9 +1,10 @@
 import type { AttachOptions } from './attach/options.ts'
 import { attachPlainOrStack } from './attach/stack.ts'
 import { changeBackingFile, type ChangeOptions } from './change/change.ts'
+import { grow, type GrowOptions } from './change/grow.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
-import { type BackingFile, checkFunction } from './common/arguments.ts'
+import { type BackingFile, type Bytes, checkFunction } from './common/arguments.ts'
 import type { Warning } from './common/warnings.ts'
 import type { DetachResult } from './detach/detach.ts'
 import { release } from './detach/dispose.ts'
@@ -127,6 +128,21 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    */
   refreshCapacity(): Promise<number> {
     return refreshCapacity(this.#handle)
+  }
+
+  /**
+   * Makes the device larger: its backing file, which is opened by its path and has to be the same one, the size limit
+   * where there is one, and the device (LOOP_SET_CAPACITY or LOOP_SET_STATUS64); also under a mount. With
+   * `partition: 'last'` the last partition grows to the new end: of a GPT the backup is written first, then the primary,
+   * so that a kill leaves a valid table, then the kernel is told (BLKPG). Nothing is ever made smaller. Resolves to the
+   * new size in bytes; `size` is a multiple of 512.
+   *
+   * @throws LoopError `size-mismatch` (smaller than now, or backed by a block device), `backing-not-writable` (a
+   *   read-only device), `in-use` (a shared one), `overlap`, `replaced`, `no-space`, `no-such-file`,
+   *   `bad-partition-table`, `permission`, `not-attached`, `closed`
+   */
+  grow(size: Bytes, options?: GrowOptions): Promise<number> {
+    return grow(this.#handle, size, options)
   }
 
   /**

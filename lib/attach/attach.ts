@@ -262,6 +262,7 @@ class Attachment {
     try {
       const still = (await scanAttachments(this.#backing)).find((other) => other.number === number)
       isShared = still !== undefined && this.#isAsWanted(still)
+      handle.isShared = isShared
       return isShared ? handle : undefined
     } finally {
       if (!isShared) await handle.close()

@@ -168,9 +168,17 @@ export async function migrateAction(
   })
 }
 
-export async function resizeAction(number: number, { json }: Json): Promise<void> {
+export async function resizeAction(
+  number: number,
+  wanted: number | undefined,
+  { json, partition }: Json & { partition?: 'last' },
+  self: Command,
+): Promise<void> {
+  if (wanted === undefined && partition !== undefined) self.error('error: --partition is for a new size')
   const device = await open(number)
-  const size = await closing(device, () => device.refreshCapacity())
+  const size = await closing(device, () =>
+    wanted === undefined ? device.refreshCapacity() : device.grow(wanted, { partition }),
+  )
   await (json ? printJson({ number: device.number, path: device.path, size }) : print(`${size}\n`))
 }
 

@@ -108,8 +108,12 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
       .action(later((actions) => actions.migrateAction)),
   resize: (program) =>
-    command(program, 'resize', 'take over the new size of the backing file, and print it')
+    command(program, 'resize', 'take over the new size of the backing file, or make both larger, and print it')
       .argument('<device>', DEVICE, parseDevice)
+      .argument('[size]', 'the new size of the device; never smaller than now', parseSize)
+      .addOption(
+        new Option('--partition <last>', 'with a size: the last partition grows to the new end too').choices(['last']),
+      )
       .action(later((actions) => actions.resizeAction)),
   set: (program) =>
     command(program, 'set', 'change settings of an attached device')

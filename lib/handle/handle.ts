@@ -76,7 +76,8 @@ export class Handle {
   readonly owned: boolean
   /** Whether nodes of partitions are made where they are missing. */
   readonly createNode: boolean
-
+  /** It was there before, and is used together with whoever attached it: `overlap: 'reuse'`. */
+  isShared = false
   /** What was found odd about the device, from attach on. */
   readonly warnings: Warnings = new Warnings()
 
