@@ -4,11 +4,13 @@ import { changeBackingFile, type ChangeOptions } from './change/change.ts'
 import { grow, type GrowOptions } from './change/grow.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
-import { type BackingFile, type Bytes, checkFunction } from './common/arguments.ts'
+import { type BackingFile, type Bytes, checkOptions } from './common/arguments.ts'
+import { checkDeadline, type Wait } from './common/deadline.ts'
 import type { Warning } from './common/warnings.ts'
 import type { DetachResult } from './detach/detach.ts'
 import { release } from './detach/dispose.ts'
 import { findHolders, type Holder } from './errors/holders.ts'
+import { type DeviceLock, lockDevice, lockOf } from './handle/device-lock.ts'
 import type { Handle } from './handle/handle.ts'
 import type { LoopRef } from './handle/identity.ts'
 import { type DeviceRef, openHandle, type OpenOptions } from './handle/open.ts'
@@ -203,6 +205,20 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return mount(this.#handle, target, options)
   }
 
+  /**
+   * Locks the device against udev, so that sfdisk and mkfs are not disturbed by its looking: flock(2) with LOCK_EX on
+   * this handle's own descriptor, which systemd calls BLOCK_DEVICE_LOCKING. Where the handle has the lock already, the
+   * same one. It ends with `lock.release()`, which has udev look, and with detach, release and close.
+   *
+   * Programs that take this lock themselves (systemd-repart, `sfdisk --lock`) would wait for this one for ever.
+   * Milliseconds of `timeout`: 10 000 by default.
+   *
+   * @throws LoopError `timeout` where another process keeps it, `closed`
+   */
+  async lock(options?: Wait): Promise<DeviceLock> {
+    return lockDevice(this.#handle, checkDeadline(checkOptions(options, ['signal', 'timeout']), 10_000))
+  }
+
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
   holders(): Promise<Holder[]> {
     return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]))
@@ -246,7 +262,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
-  release(): Promise<string> {
+  async release(): Promise<string> {
+    // Nobody else would tell udev to look.
+    await lockOf(this.#handle)?.release()
     return release(this.#handle)
   }
 
@@ -293,45 +311,4 @@ export async function attach(file: BackingFile, options?: AttachOptions): Promis
  */
 export async function open(device: DeviceRef, options?: OpenOptions): Promise<LoopDevice> {
   return create(await openHandle(device, options))
-}
-
-/**
- * Attaches a file for as long as `use` runs, and detaches it then, whatever comes of it: what `use` throws wins over what
- * detaching does. A device that was there before (`overlap: 'reuse'`) is closed and stays. Where somebody still uses the
- * device then, rejects with `in-use`, and the kernel detaches it when that ends.
- *
- * @throws LoopError those of {@link attach} and of `device.detach()`, and whatever `use` throws
- */
-export function withDevice<T>(file: BackingFile, use: (device: LoopDevice) => T | Promise<T>): Promise<T>
-export function withDevice<T>(
-  file: BackingFile,
-  options: AttachOptions | undefined,
-  use: (device: LoopDevice) => T | Promise<T>,
-): Promise<T>
-export async function withDevice<T>(
-  file: BackingFile,
-  ...rest:
-    | [use: (device: LoopDevice) => T | Promise<T>]
-    | [options: AttachOptions | undefined, use: (device: LoopDevice) => T | Promise<T>]
-): Promise<T> {
-  const [options, use] = rest.length === 1 ? [undefined, rest[0]] : rest
-  checkFunction('use', use)
-  const device = await attach(file, options)
-  let result: T
-  try {
-    result = await use(device)
-  } catch (error) {
-    try {
-      await device[Symbol.asyncDispose]()
-    } catch {
-      // What went wrong first is what the caller has to know.
-    }
-    throw error
-  }
-  try {
-    if (device.fd >= 0) await (device.owned ? device.detach() : device.close())
-  } finally {
-    await device[Symbol.asyncDispose]()
-  }
-  return result
 }

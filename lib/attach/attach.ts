@@ -14,6 +14,7 @@ import type { Failure, Role } from '../errors/causes.ts'
 import { assertSupported, LoopError, type LoopErrorReason, refusal } from '../errors/errors.ts'
 import { diagnose, explain, withStatus } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
+import { lockDevice } from '../handle/device-lock.ts'
 import { Handle, readDiskSeq } from '../handle/handle.ts'
 import { openHandle } from '../handle/open.ts'
 import { binding } from '../kernel/binding.ts'
@@ -452,6 +453,7 @@ class Attachment {
     const { partscan } = this.#wanted
     let added: Awaited<ReturnType<typeof addFromTable>> = []
     try {
+      if (this.#wanted.lock) await lockDevice(handle, this.#deadline)
       // K9, 5.18 to 6.14: nothing but the close that it watches for tells udev of a new attachment.
       if (this.#unwatched) await sysfs.announce(handle.number)
       if (partscan === 'user') added = await addFromTable(handle)

@@ -43,6 +43,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
           'mount it too, with the place in LOOP_MOUNT: where nobody else sees it, or on that folder',
         ).argParser(parseMount),
       )
+      .option('--lock', 'lock the device against udev; a program that takes the lock itself would wait for ever')
       .option('--partition <ref>', PARTITION, parsePartition)
       .option('--options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
       .action(later((actions) => actions.runAction)),
