@@ -19,6 +19,8 @@ function loopctl(...words: string[]): { status: number | null; stdout: string; s
   return { status, stdout, stderr }
 }
 
+const LONG = { timeout: limit(60_000) }
+
 const done = { status: 0, stdout: '', stderr: '' }
 
 function devicesOf(image: string): number[] {
@@ -26,7 +28,7 @@ function devicesOf(image: string): number[] {
 }
 
 describe('mount and umount', () => {
-  test('it stays after the command, and goes with umount, ours or another', async ({ folder, place }) => {
+  test('it stays after the command, and goes with umount, ours or another', LONG, async ({ folder, place }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)
     for (const unmount of [() => loopctl('umount', place), () => void execFileSync('umount', [place])]) {
@@ -40,7 +42,7 @@ describe('mount and umount', () => {
     }
   })
 
-  test('options, JSON, and what is wrong', async ({ folder, place }) => {
+  test('options, JSON, and what is wrong', LONG, async ({ folder, place }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)
     const { stdout } = loopctl('mount', '--json', '-r', '-o', 'noatime,suid', image, place)
@@ -74,7 +76,7 @@ describe('mount and umount', () => {
     expect(mountsUnder(folder)).toEqual([])
   })
 
-  test.runIf(canPartition)('a partition, by number and by label', async ({ folder, place, image }) => {
+  test.runIf(canPartition)('a partition, by number and by label', LONG, async ({ folder, place, image }) => {
     const file = image('disk', 16 << 20)
     sfdisk(file, TWO)
     execFileSync('mkfs.ext4', ['-q', '-F', '-E', 'offset=2097152', file, '2M'], { stdio: 'ignore' })
@@ -88,7 +90,7 @@ describe('mount and umount', () => {
   })
 })
 
-test('create: sparse, reserved, and not over another file', async ({ folder }) => {
+test('create: sparse, reserved, and not over another file', LONG, async ({ folder }) => {
   const file = join(folder, 'disk.img')
   expect(loopctl('create', file, '4M')).toEqual(done)
   expect(statSync(file)).toMatchObject({ size: 4 << 20, blocks: 0 })
@@ -103,7 +105,7 @@ test('create: sparse, reserved, and not over another file', async ({ folder }) =
 })
 
 describe('run --mount', () => {
-  test('private: for the command alone; its exit status; nothing is left', async ({ folder, place }) => {
+  test('private: for the command alone; its exit status; nothing is left', LONG, async ({ folder, place }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)
     const script = 'echo "$LOOP_DEVICE $LOOP_MOUNT"; echo hello > "$LOOP_MOUNT/hello"; cat /proc/mounts; exit 7'
@@ -126,7 +128,7 @@ describe('run --mount', () => {
     expect(loopctl('run', '--mount=', image, '--', 'true').status).toBe(2)
   })
 
-  test('killed at any moment: nothing is left', async ({ folder }) => {
+  test('killed at any moment: nothing is left', LONG, async ({ folder }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)
     for (const signal of ['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
@@ -154,7 +156,7 @@ describe('run --mount', () => {
     }
   })
 
-  test('what the command leaves running keeps it until that ends', async ({ folder, place }) => {
+  test('what the command leaves running keeps it until that ends', LONG, async ({ folder, place }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)
     const script = 'cd "$LOOP_MOUNT" && { setsid sleep 60 >/dev/null 2>&1 </dev/null & echo $!; }'
@@ -168,7 +170,7 @@ describe('run --mount', () => {
   })
 })
 
-test('detach --unmount: it says what it unmounted', async ({ folder, place }) => {
+test('detach --unmount: it says what it unmounted', LONG, async ({ folder, place }) => {
   const image = join(folder, 'image')
   makeFilesystem('ext4', image)
   await using device = await attach(image)

@@ -1,7 +1,6 @@
 /** Killed in the middle of mounting: the whole is there, or nothing. */
 
-import { spawn } from 'node:child_process'
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -20,7 +19,6 @@ describe('kill -9', () => {
       const image = join(folder, 'image')
       makeFilesystem('ext4', image)
       const devices = () => attachedNumbers().filter((number) => sysfs(number, 'loop/backing_file') === image)
-      const ends = { mounted: 0, nothing: 0 }
       for (let round = 0; round < times(15); round++) {
         const child = spawn(process.execPath, [FIXTURE, image, place], { stdio: ['ignore', 'pipe', 'inherit'] })
         const exit = once(child, 'exit')
@@ -40,17 +38,15 @@ describe('kill -9', () => {
 
         const listed = mountsUnder(place)
         if (listed.length > 0) {
-          ends.mounted++
           expect(listed).toMatchObject([{ target: place, fstype: 'ext4' }])
           expect(devices().map((number) => `/dev/loop${number}`)).toEqual([listed[0]?.source])
           expect(readdirSync(place)).toEqual(['lost+found'])
           // All that is left to be done, and it takes the device along.
           execFileSync('umount', [place])
-        } else ends.nothing++
+        }
         await vi.waitFor(() => expect(devices()).toEqual([]), { timeout: limit(5_000) })
         expect(readdirSync(place)).toEqual([])
       }
-      expect(ends.mounted + ends.nothing).toBe(times(15))
       execFileSync('e2fsck', ['-p', image], { stdio: 'ignore' })
     })
   }
