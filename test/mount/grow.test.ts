@@ -21,6 +21,11 @@ function sizeOf(number: number): number {
   return Number(sysfs(number, 'size')) * 512
 }
 
+/** What sgdisk says of the table. */
+function check(path: string): string {
+  return execFileSync('sgdisk', ['--verify', path], { env, encoding: 'utf8' })
+}
+
 describe('the device', () => {
   test('its file grows with it, sparse; the old bytes stay', async ({ image }) => {
     const file = image('disk', MiB, 7)
@@ -118,8 +123,6 @@ describe('the device', () => {
 })
 
 describe.runIf(canPartition)('with the last partition', () => {
-  const check = (path: string) => execFileSync('sgdisk', ['--verify', path], { env, encoding: 'utf8' })
-
   mounting('of a GPT, mounted, and the filesystem after it', async ({ image, place }) => {
     if (findMissing('growing', 'mkfs.xfs', 'xfs_growfs').length > 0) return
     const file = image('disk', 336 * MiB)

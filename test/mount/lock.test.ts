@@ -31,7 +31,8 @@ describe.runIf(hasFlock)('the lock', () => {
     expect(isLocked(device.path)).toBe(false)
     await lock.release()
     {
-      await using _ = await device.lock()
+      await using again = await device.lock()
+      expect(again).not.toBe(lock)
       expect(isLocked(device.path)).toBe(true)
     }
     expect(isLocked(device.path)).toBe(false)

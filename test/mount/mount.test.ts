@@ -162,14 +162,13 @@ describe('options', () => {
     makeFilesystem('ext4', join(folder, 'image'))
     await using device = await attach(join(folder, 'image'))
     const optionsOf = async (options: string | string[] | undefined) => {
-      await using _ = await device.mount(place, { options })
-      return mountsUnder(place)[0]?.options.split(',') ?? []
+      await using mount = await device.mount(place, { options })
+      return mountsUnder(mount.path)[0]?.options.split(',') ?? []
     }
     expect(await optionsOf(undefined)).toEqual(['rw', 'nosuid', 'nodev', 'relatime'])
     expect(await optionsOf('suid,dev')).toEqual(['rw', 'relatime'])
-    expect(await optionsOf('noexec,noatime,nodiratime')).toEqual([
-      ...['rw', 'nosuid', 'nodev', 'noexec', 'noatime', 'nodiratime'],
-    ])
+    const flags = 'nosuid,nodev,noexec,noatime,nodiratime'
+    expect(await optionsOf('noexec,noatime,nodiratime')).toEqual(['rw', ...flags.split(',')])
     expect(await optionsOf(['ro', 'errors=remount-ro'])).toEqual(
       expect.arrayContaining(['ro', 'nosuid', 'nodev', 'errors=remount-ro']),
     )
@@ -428,10 +427,7 @@ describe('whose device it is', () => {
       await device.close()`
     const output = execFileSync(
       'setpriv',
-      [
-        ...['--inh-caps=-sys_admin', '--bounding-set=-sys_admin', '--'],
-        ...[process.execPath, '--input-type=module', '--eval', script],
-      ],
+      ['--inh-caps=-sys_admin', '--bounding-set=-sys_admin', process.execPath, '--input-type=module', '--eval', script],
       { encoding: 'utf8' },
     )
     expect(output).toBe('permission EPERM run as root or add CAP_SYS_ADMIN\n'.repeat(2))

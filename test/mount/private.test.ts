@@ -84,13 +84,16 @@ test('used by a process that is none of ours: it is let go, and said to be defer
   await vi.waitFor(() => expectGone(number))
 })
 
-describe('it goes with the process', () => {
-  const script = (image: string, then: string) => `
+/** A program that mounts the image privately, says where, and goes on as it is told. */
+function script(image: string, then: string): string {
+  return `
     import { mountImage } from '${INDEX}'
     const mount = await mountImage('${image}')
     process.stdout.write(mount.path + '\\n')
     ${then}`
+}
 
+describe('it goes with the process', () => {
   test('however that ends', { timeout: limit(60_000) }, async ({ folder }) => {
     const image = join(folder, 'image')
     makeFilesystem('ext4', image)

@@ -49,8 +49,15 @@ export const MAKERS = {
     program: 'cryptsetup',
     size: 32,
     words: (image, source) => [
-      ...['luksFormat', '--batch-mode', '--pbkdf', 'pbkdf2', '--pbkdf-force-iterations', '1000'],
-      ...['--key-file', join(source, 'hello'), image],
+      'luksFormat',
+      '--batch-mode',
+      '--pbkdf',
+      'pbkdf2',
+      '--pbkdf-force-iterations',
+      '1000',
+      '--key-file',
+      join(source, 'hello'),
+      image,
     ],
   },
 } as const satisfies Record<string, Maker>

@@ -135,7 +135,7 @@ describe('detach with unmount', () => {
     // Of the same device, in itself and elsewhere, made by another program
     execFileSync('mount', ['--bind', place, join(place, 'a')])
     execFileSync('mount', ['--bind', place, join(folder, 'other')])
-    const private_ = await device.mount(null)
+    const unseen = await device.mount(null)
     expect(mountsUnder(folder)).toHaveLength(3)
     const before = await failure('in-use', () => device.detach())
     expect(before.hint).toContain('unmount')
@@ -153,7 +153,7 @@ describe('detach with unmount', () => {
     expect(mountsUnder(place)).toHaveLength(1)
 
     expect(await device.detach({ unmount: true, onUnmount: (path) => done.push(path) })).toBe('detached')
-    expect(done.toSorted()).toEqual([place, join(place, 'a'), join(folder, 'other'), private_.path].toSorted())
+    expect(done.toSorted()).toEqual([place, join(place, 'a'), join(folder, 'other'), unseen.path].toSorted())
     expect(done.indexOf(join(place, 'a'))).toBeLessThan(done.indexOf(place))
     expect(mountsUnder(folder)).toEqual([])
     await failure('not-mounted', () => mount.unmount())
@@ -265,7 +265,8 @@ describe('find({ mountPoint })', () => {
     sfdisk(file, TWO)
     await using partitioned = await attach(file, { partscan: 'user' })
     execFileSync('mkfs.ext4', ['-q', `${partitioned.path}p2`], { env })
-    await using _ = await partitioned.mount(place, { partition: 2 })
+    await using part = await partitioned.mount(place, { partition: 2 })
+    expect(part.source).toBe(`${partitioned.path}p2`)
     expect((await find({ mountPoint: place })).map(({ number }) => number)).toEqual([partitioned.number])
   })
 })
