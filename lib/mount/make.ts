@@ -159,7 +159,7 @@ async function placeMount(
         path: source,
       })
     }
-    const made = { source, fsType, id, unique: statUnique(fd, '')?.mountId }
+    const made = { source, fsType, id, unique: statUnique(fd)?.mountId }
     if (target === undefined) return { ...made, fd, target: null }
     const moved = await binding().moveMount(fd, target.fd)
     if (moved < 0) throw explain({ call: 'move_mount', errno: moved, path: target.path })

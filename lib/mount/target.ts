@@ -13,14 +13,14 @@ import { within } from './within.ts'
 const { ENOENT } = constants.errno
 
 // include/uapi/linux/fcntl.h
+const AT_FDCWD = -100
 const AT_REMOVEDIR = 0x200
 const AT_SYMLINK_NOFOLLOW = 0x100
 const AT_EMPTY_PATH = 0x1000
 const AT_NO_AUTOMOUNT = 0x800
 /** As far as the kernel knows it: a server that does not answer is not asked. */
 const AT_STATX_DONT_SYNC = 0x4000
-const { O_NOFOLLOW } = process.getBuiltinModule('node:fs').constants
-export const O_DIRECTORY: number = process.getBuiltinModule('node:fs').constants.O_DIRECTORY
+const { O_DIRECTORY, O_NOFOLLOW } = process.getBuiltinModule('node:fs').constants
 
 const S_IFMT = 0o170_000
 const S_IFDIR = 0o040_000
@@ -45,22 +45,58 @@ export interface Target extends Place {
   readonly made: boolean
 }
 
-/** What the kernel says of the place; undefined: there is nothing, or it cannot be seen. */
-export function statPlace({ parent, name }: Pick<Place, 'parent' | 'name'>): MountStat | undefined {
-  return statMount(parent, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT)
-}
-
 /** What the kernel says of the file or the mount that the descriptor is for. */
 export function statDescriptor(fd: number): MountStat | undefined {
   return statMount(fd, '', AT_EMPTY_PATH)
 }
 
 /** {@link statDescriptor}, with a number of the mount that is never given out again (kernel 6.8). */
-export function statUnique(folder: number, name: string): MountStat | undefined {
-  const flags = name === '' ? AT_EMPTY_PATH : AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
+export function statUnique(fd: number): MountStat | undefined {
   const bytes = newStat()
-  const answer = binding().statxMountUniqueSync(folder, encodePath(name), flags | AT_STATX_DONT_SYNC, bytes)
+  const answer = binding().statxMountUniqueSync(fd, encodePath(''), AT_EMPTY_PATH | AT_STATX_DONT_SYNC, bytes)
   return answer < 0 ? undefined : decodeMountStat(bytes)
+}
+
+/** A place, and which mount is on top of it: both numbers, as of {@link statDescriptor} and {@link statUnique}. */
+export interface Looked {
+  place: Place
+  id: bigint | undefined
+  unique: bigint | undefined
+}
+
+const LOOK_FLAGS = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
+
+/** Looks at a place of a mount, in one hop: what is in a folder can be for a server to tell. */
+export async function lookAt(path: string, deadline: Deadline): Promise<Looked> {
+  const [folder, name] = splitPath(path)
+  const sequence = new Sequence({ leavesOpen: true })
+  const parent = sequence.call('openat', AT_FDCWD, encodePath(folder), O_PATH | O_DIRECTORY)
+  const [plain, unique] = [newStat(), newStat()]
+  const steps = [
+    sequence.try('statxMount', parent, encodePath(name), LOOK_FLAGS, plain),
+    sequence.try('statxMountUnique', parent, encodePath(name), LOOK_FLAGS, unique),
+  ]
+  await within(deadline, { call: 'open', path }, sequence.run(), () => close(parent.fd))
+  if (!parent.succeeded) throw cannotOpen(parent.answer ?? -ENOENT, path)
+  const [id, forever] = [plain, unique].map((bytes, i) =>
+    steps[i]?.succeeded ? decodeMountStat(bytes).mountId : undefined,
+  )
+  return { place: { parent: parent.fd, name, path }, id, unique: forever }
+}
+
+/** {@link lookAt}, at once. */
+export function lookAtSync(path: string): Looked {
+  const [folder, name] = splitPath(path)
+  const parent = binding().openatSync(AT_FDCWD, encodePath(folder), O_PATH | O_DIRECTORY)
+  if (parent < 0) throw cannotOpen(parent, path)
+  const [plain, unique] = [newStat(), newStat()]
+  const told = binding().statxMountSync(parent, encodePath(name), LOOK_FLAGS, plain)
+  const toldUnique = binding().statxMountUniqueSync(parent, encodePath(name), LOOK_FLAGS, unique)
+  return {
+    place: { parent, name, path },
+    id: told < 0 ? undefined : decodeMountStat(plain).mountId,
+    unique: toldUnique < 0 ? undefined : decodeMountStat(unique).mountId,
+  }
 }
 
 /** What the kernel says of the file that the path of procfs stands for. */
@@ -111,19 +147,11 @@ export function close(fd: number): void {
   if (fd >= 0) binding().closeSync(fd)
 }
 
-/** Its place, by the folder that it is in. */
-export async function openPlace(path: string, target: string, deadline: Deadline): Promise<Place> {
-  const [folder, name] = splitPath(path)
-  const parent = await openPath(folder, O_DIRECTORY, deadline)
-  if (parent < 0) throw cannotOpen(parent, target)
-  return { parent, name, path }
-}
-
 /** The place, and a descriptor of what is there, or the negative errno: in one hop, so that both can be given up. */
 async function openBoth(path: string, target: string, deadline: Deadline): Promise<Place & { fd: number }> {
   const [folder, name] = splitPath(path)
   const sequence = new Sequence({ leavesOpen: true })
-  const parent = sequence.call('open', encodePath(folder), O_PATH | O_DIRECTORY)
+  const parent = sequence.call('openat', AT_FDCWD, encodePath(folder), O_PATH | O_DIRECTORY)
   const entry = sequence.call('openat', parent, encodePath(name), O_PATH | O_NOFOLLOW)
   await within(deadline, { call: 'open', path: target }, sequence.run(), () => {
     close(entry.fd)
@@ -173,7 +201,7 @@ function followLink({ parent, name }: Place, target: string): string {
 }
 
 /** The folder that an absolute path leads to, and the name in it. */
-export function splitPath(path: string): [folder: string, name: string] {
+function splitPath(path: string): [folder: string, name: string] {
   const slash = path.lastIndexOf('/')
   return [path.slice(0, slash) || '/', path.slice(slash + 1)]
 }

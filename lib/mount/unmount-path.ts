@@ -23,7 +23,7 @@ export async function unmountPath(path: string, options?: UnmountOptions): Promi
   assertSupported()
   const target = await openTarget(path, false, deadline)
   // Of the mount itself: closed before it is unmounted, which it would keep from that.
-  const [id, unique] = [statDescriptor(target.fd)?.mountId, statUnique(target.fd, '')?.mountId]
+  const [id, unique] = [statDescriptor(target.fd)?.mountId, statUnique(target.fd)?.mountId]
   closeTarget(target)
   const there = readMountsSync().find((mount) => BigInt(mount.id) === id)
   if (there === undefined || there.mountPoint !== target.path) throw refuse(target.path, 'nothing is mounted there')

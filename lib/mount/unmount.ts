@@ -6,10 +6,9 @@ import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Holder } from '../errors/holders.ts'
 import { binding } from '../kernel/binding.ts'
-import { O_PATH } from '../kernel/files.ts'
 import { type Mount as Listed, readMountsSync } from '../kernel/mountinfo.ts'
 import { encodePath } from '../kernel/uapi.ts'
-import { close, O_DIRECTORY, openPlace, type Place, splitPath, statPlace, statUnique } from './target.ts'
+import { close, lookAt, lookAtSync, type Looked, type Place } from './target.ts'
 import { adviseUsers, areLasting, describeUsers, findUsers } from './users.ts'
 import { within } from './within.ts'
 
@@ -59,12 +58,10 @@ export async function unmount(mounted: Mounted, lazy: boolean, deadline: Deadlin
 
 async function unmountOnce(mounted: Mounted, flags: number, deadline: Deadline): Promise<number> {
   const { target } = mounted
-  const place = await openPlaceOf(mounted, deadline)
-  try {
-    assertOurs(mounted, place)
-  } catch (error) {
+  const { place, ...looked } = await look(mounted, () => lookAt(target, deadline))
+  if (!isOurs(mounted, looked)) {
     close(place.parent)
-    throw error
+    throw gone(mounted)
   }
   // Given up on or not, the call needs the descriptor as long as it runs.
   const call = binding().umount2(pathOf(place), flags | UMOUNT_NOFOLLOW)
@@ -75,12 +72,9 @@ async function unmountOnce(mounted: Mounted, flags: number, deadline: Deadline):
 /** {@link unmount}, at once, and without looking for who is in the way. */
 export function unmountSync(mounted: Mounted, lazy: boolean): UnmountResult {
   const { target } = mounted
-  const [folder, name] = splitPath(target)
-  const parent = binding().openSync(encodePath(folder), O_PATH | O_DIRECTORY)
-  if (parent < 0) throw explain({ call: 'open', errno: parent, path: target }, 'target')
-  const place = { parent, name }
+  const { place, ...looked } = lookAtSync(target)
   try {
-    assertOurs(mounted, place)
+    if (!isOurs(mounted, looked)) throw gone(mounted)
     const answer = binding().umount2Sync(pathOf(place), UMOUNT_NOFOLLOW)
     if (answer >= 0) return 'unmounted'
     if (answer !== -EBUSY) throw explain({ call: 'umount2', errno: answer, path: target })
@@ -89,7 +83,7 @@ export function unmountSync(mounted: Mounted, lazy: boolean): UnmountResult {
     if (detached < 0) throw explain({ call: 'umount2', errno: detached, path: target })
     return 'deferred'
   } finally {
-    close(parent)
+    close(place.parent)
   }
 }
 
@@ -98,22 +92,18 @@ function pathOf({ parent, name }: Pick<Place, 'parent' | 'name'>): Uint8Array {
   return encodePath(`/proc/self/fd/${parent}/${name}`)
 }
 
-async function openPlaceOf(mounted: Mounted, deadline: Deadline): Promise<Place> {
+/** The folder that it was in can be gone from there. */
+async function look(mounted: Mounted, looking: () => Promise<Looked>): Promise<Looked> {
   try {
-    return await openPlace(mounted.target, mounted.target, deadline)
+    return await looking()
   } catch (error) {
-    // The folder that it was in is gone from there.
     if (LoopError.is(error, 'target') && error.errno === -ENOENT) throw gone(mounted)
     throw error
   }
 }
 
-/** @throws `not-mounted`; `in-use` where another one is mounted on top of it */
-function assertOurs(mounted: Mounted, place: Pick<Place, 'parent' | 'name'>): void {
-  const there = statPlace(place)
-  const isSameForever = mounted.unique === undefined || statUnique(place.parent, place.name)?.mountId === mounted.unique
-  if (there?.mountId === mounted.id && isSameForever) return
-  throw gone(mounted)
+function isOurs(mounted: Mounted, { id, unique }: Omit<Looked, 'place'>): boolean {
+  return id === mounted.id && (mounted.unique === undefined || mounted.unique === unique)
 }
 
 /** Where it is, perhaps in another place; undefined: nowhere in this mount namespace. */
