@@ -8,9 +8,9 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished, vi } from 'vitest'
 import { attach } from '../../lib/index.ts'
 import { canPartition, sfdisk, TWO } from '../kernel/partitioned.ts'
-import { attachedNumbers, expectGone, sysfs } from '../kernel/support.ts'
+import { attachedNumbers, sysfs } from '../kernel/support.ts'
 import { limit } from '../scale.ts'
-import { makeFilesystem, mountsUnder, test } from './support.ts'
+import { expectDetached, makeFilesystem, mountsUnder, test } from './support.ts'
 
 const COMMAND = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 
@@ -38,7 +38,7 @@ describe('mount and umount', () => {
       expect(sysfs(number, 'loop/autoclear')).toBe('1')
       unmount()
       expect(mountsUnder(place)).toEqual([])
-      expectGone(number)
+      expectDetached(image)
     }
   })
 
@@ -185,6 +185,6 @@ test('detach --unmount: it says what it unmounted', LONG, async ({ folder, place
     ['', `loopctl: unmounted ${place}`, `loopctl: unmounted ${join(folder, 'other')}`].toSorted(),
   )
   expect(mountsUnder(folder)).toEqual([])
-  expectGone(device.number)
+  expectDetached(image)
   expect(readFileSync(image).includes('x')).toBe(true)
 })

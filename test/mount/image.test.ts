@@ -22,8 +22,8 @@ import { observe } from '../../lib/kernel/seam.ts'
 import { limit } from '../scale.ts'
 import { env, findMissing } from '../programs.ts'
 import { canPartition, sfdisk, sfdiskAt, TWO_4096 } from '../kernel/partitioned.ts'
-import { attachedNumbers, countDescriptors, expectGone, failure, sysfs } from '../kernel/support.ts'
-import { makeFilesystem, makers, mountsUnder, test } from './support.ts'
+import { attachedNumbers, countDescriptors, failure, sysfs } from '../kernel/support.ts'
+import { expectDetached, makeFilesystem, makers, mountsUnder, test } from './support.ts'
 
 const MiB = 1 << 20
 
@@ -47,11 +47,10 @@ describe('mountImage', () => {
     makeFilesystem('ext4', join(folder, 'image'))
     const descriptors = countDescriptors()
     const mount = await mountImage(join(folder, 'image'), place)
-    const number = numberOf(mount.source)
     expect(mountsUnder(place)).toMatchObject([{ source: mount.source, fstype: 'ext4' }])
     writeFileSync(join(place, 'x'), 'x')
     expect(await mount.unmount()).toBe('unmounted')
-    expectGone(number)
+    expectDetached(join(folder, 'image'))
     await failure('not-mounted', () => mount.unmount())
     expect(countDescriptors()).toBe(descriptors)
     {
@@ -73,7 +72,7 @@ describe('mountImage', () => {
     const mount = await mountImage(join(folder, 'image'), place)
     execFileSync('umount', [place])
     await failure('not-mounted', () => mount.unmount())
-    expectGone(numberOf(mount.source))
+    expectDetached(join(folder, 'image'))
   })
 
   test('what cannot be written is attached read-only, and a file that may not be written says so', async ({
@@ -339,13 +338,14 @@ describe('createImage', () => {
 describe('withDevice', () => {
   test('attached while it runs, detached after it; what it answers', async ({ image }) => {
     let device: LoopDevice | undefined
-    const answer = await withDevice(image('disk'), async (given) => {
+    const file = image('disk')
+    const answer = await withDevice(file, async (given) => {
       device = given
       return (await given.status()).attached
     })
     expect(answer).toBe(true)
     expect(device?.fd).toBe(-1)
-    expectGone(device?.number ?? -1)
+    expectDetached(file)
     expect(await withDevice(image('ro'), { readOnly: true }, ({ fd }) => fd >= 0)).toBe(true)
     expect(await withDevice(image('none'), undefined, () => 7)).toBe(7)
   })
@@ -353,24 +353,21 @@ describe('withDevice', () => {
   test('what it throws wins; what keeps the device is told', async ({ image }) => {
     const error = new Error('of use')
     const file = image('disk')
-    let number = -1
-    const failing = withDevice(file, (device) => {
-      number = device.number
+    const failing = withDevice(file, () => {
       throw error
     })
     await expect(failing).rejects.toBe(error)
-    expectGone(number)
+    expectDetached(file)
 
     let held = -1
     const inUse = await failure('in-use', () =>
       withDevice(file, (device) => {
-        number = device.number
         held = openSync(device.path, 'r')
       }),
     )
     expect(inUse.holders).toMatchObject([{ kind: 'process', pid: process.pid }])
     closeSync(held)
-    expectGone(number)
+    expectDetached(file)
   })
 
   test('detached, released or closed by itself; borrowed', async ({ image }) => {

@@ -6,8 +6,9 @@ import { readFileSync, statSync } from 'node:fs'
 import { describe, expect, onTestFinished } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { env, findMissing } from '../programs.ts'
-import { expectGone, failure, hasUdev, test } from '../kernel/support.ts'
+import { failure, hasUdev, test } from '../kernel/support.ts'
 import { times } from '../scale.ts'
+import { expectDetached } from './support.ts'
 
 /** Whether another process could have the lock. */
 function isLocked(path: string): boolean {
@@ -49,7 +50,7 @@ describe.runIf(hasFlock)('the lock', () => {
       expect(isLocked(device.path), end).toBe(false)
       await lock.release()
       await other.detach()
-      expectGone(other.number)
+      expectDetached(file)
     }
   })
 

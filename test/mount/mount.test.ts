@@ -22,8 +22,8 @@ import { describe, expect, onTestFinished, vi } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { env, findMissing } from '../programs.ts'
 import { canPartition, sfdisk, TWO } from '../kernel/partitioned.ts'
-import { countDescriptors, expectGone, failure } from '../kernel/support.ts'
-import { isInKernel, MAKERS, type Made, makeFilesystem, makers, mountsUnder, test } from './support.ts'
+import { countDescriptors, failure } from '../kernel/support.ts'
+import { expectDetached, isInKernel, MAKERS, type Made, makeFilesystem, makers, mountsUnder, test } from './support.ts'
 
 const HERE = makers('mounting', ['ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'squashfs', 'erofs']).filter(isInKernel)
 const ABSENT = makers('mounting', ['vfat', 'exfat', 'f2fs', 'iso9660', 'udf']).filter((name) => !isInKernel(name))
@@ -52,7 +52,7 @@ describe('each filesystem', () => {
       expect(() => writeFileSync(join(place, 'more'), '')).toThrow('EROFS')
       await again.unmount()
       expect(await device.detach()).toBe('detached')
-      expectGone(device.number)
+      expectDetached(image)
     })
   }
 
@@ -531,7 +531,7 @@ test('a mount outlives the process that made it', async ({ folder, place }) => {
   await exit
   expect(mountsUnder(place)).toMatchObject([{ target: place, source: String(source), fstype: 'ext4' }])
   execFileSync('umount', [place])
-  expectGone(Number(String(source).slice('/dev/loop'.length)))
+  expectDetached(join(folder, 'image'))
 })
 
 // The list of what blkid knows must not have grown past what is mounted here.

@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import { describe, expect, onTestFinished, vi } from 'vitest'
 import { attach, mountImage } from '../../lib/index.ts'
 import { limit, times } from '../scale.ts'
-import { attachedNumbers, countDescriptors, expectGone, failure, sysfs } from '../kernel/support.ts'
-import { isInKernel, makeFilesystem, makers, mountsUnder, test } from './support.ts'
+import { attachedNumbers, countDescriptors, failure, sysfs } from '../kernel/support.ts'
+import { expectDetached, isInKernel, makeFilesystem, makers, mountsUnder, test } from './support.ts'
 
 const INDEX = new URL('../../dist/index.js', import.meta.url).pathname
 
@@ -35,7 +35,7 @@ for (const name of makers('private mounts', ['ext4', 'xfs', 'btrfs', 'squashfs',
       expect(readFileSync(table, 'utf8')).not.toContain(mount.source)
     }
     expect(await mount.unmount()).toBe('unmounted')
-    expectGone(number)
+    expectDetached(image)
     expect(existsSync(mount.path)).toBe(false)
     expect(countDescriptors()).toBe(descriptors)
   })
@@ -81,7 +81,7 @@ test('used by a process that is none of ours: it is let go, and said to be defer
   expect(await mount.unmount()).toBe('deferred')
   expect(existsSync(`/sys/block/loop${number}/loop`)).toBe(true)
   process.kill(pid, 'SIGKILL')
-  await vi.waitFor(() => expectGone(number))
+  await vi.waitFor(() => expectDetached(join(folder, 'image')))
 })
 
 /** A program that mounts the image privately, says where, and goes on as it is told. */

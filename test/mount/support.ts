@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect } from 'vitest'
-import { test as base } from '../kernel/support.ts'
+import { attachedNumbers, settleUdev, sysfs, test as base } from '../kernel/support.ts'
 import { env, findMissing } from '../programs.ts'
 
 const MiB = 1 << 20
@@ -107,6 +107,13 @@ export function mountsUnder(folder: string): Listed[] {
   })
   const { filesystems } = JSON.parse(output) as { filesystems: Listed[] }
   return filesystems.filter(({ target }) => target === folder || target.startsWith(`${folder}/`))
+}
+
+/** That no device has the file any more. By the file: the number can be that of another program's device by now. */
+export function expectDetached(file: string): void {
+  settleUdev()
+  const left = attachedNumbers().filter((number) => sysfs(number, 'loop/backing_file') === file)
+  expect(left, `still attached to ${file}`).toEqual([])
 }
 
 export interface Fixtures {

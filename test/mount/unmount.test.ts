@@ -8,8 +8,8 @@ import { describe, expect, onTestFinished } from 'vitest'
 import { attach, find, open } from '../../lib/index.ts'
 import { env } from '../programs.ts'
 import { canPartition, sfdisk, TWO } from '../kernel/partitioned.ts'
-import { countDescriptors, expectGone, failure } from '../kernel/support.ts'
-import { makeFilesystem, makers, mountsUnder, test } from './support.ts'
+import { countDescriptors, failure } from '../kernel/support.ts'
+import { expectDetached, makeFilesystem, makers, mountsUnder, test } from './support.ts'
 
 describe('busy', () => {
   test('by an open file, a working folder, a program, each of another process: who it is', async ({
@@ -157,7 +157,7 @@ describe('detach with unmount', () => {
     expect(done.indexOf(join(place, 'a'))).toBeLessThan(done.indexOf(place))
     expect(mountsUnder(folder)).toEqual([])
     await failure('not-mounted', () => mount.unmount())
-    expectGone(device.number)
+    expectDetached(join(folder, 'image'))
   })
 
   test('a mount in another namespace is not touched: in use', async ({ folder, place }) => {
@@ -194,7 +194,7 @@ describe('detach with unmount', () => {
     expect(await device.detach({ unmount: true, lazy: true })).toBe('deferred')
     expect(mountsUnder(folder)).toEqual([])
     closeSync(fd)
-    expectGone(device.number)
+    expectDetached(join(folder, 'ext4'))
   })
 
   for (const name of makers('unmounting', ['btrfs'])) {
@@ -211,23 +211,20 @@ describe('detach with unmount', () => {
 test('dispose of the device: its mounts first; of a handle that was opened too', async ({ folder, place }) => {
   makeFilesystem('ext4', join(folder, 'image'))
   const descriptors = countDescriptors()
-  let number: number
   {
     await using device = await attach(join(folder, 'image'))
-    number = device.number
     await device.mount(place)
     await device.mount(null)
   }
   expect(mountsUnder(folder)).toEqual([])
-  expectGone(number)
+  expectDetached(join(folder, 'image'))
   {
     using device = await attach(join(folder, 'image'))
-    number = device.number
     await device.mount(place)
     await device.mount(null)
   }
   expect(mountsUnder(folder)).toEqual([])
-  expectGone(number)
+  expectDetached(join(folder, 'image'))
   const device = await attach(join(folder, 'image'))
   {
     await using other = await open(device.ref)
