@@ -1,9 +1,10 @@
 /** Unmounting by the folder, what another process has mounted from a loop device. */
 
 import { checkBoolean, checkOptions } from '../common/arguments.ts'
-import { checkDeadline } from '../common/deadline.ts'
+import { backoff, checkDeadline, Deadline } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
-import { readMountsSync } from '../kernel/mountinfo.ts'
+import { type Mount as Mounted, readMountsSync } from '../kernel/mountinfo.ts'
+import * as sysfs from '../kernel/sysfs.ts'
 import { findLoopOf } from '../observe/mounted.ts'
 import type { UnmountOptions } from './mount.ts'
 import { checkTarget } from './options.ts'
@@ -27,9 +28,28 @@ export async function unmountPath(path: string, options?: UnmountOptions): Promi
   closeTarget(target)
   const there = readMountsSync().find((mount) => BigInt(mount.id) === id)
   if (there === undefined || there.mountPoint !== target.path) throw refuse(target.path, 'nothing is mounted there')
-  if (findLoopOf(there) === undefined) throw refuse(target.path, `${there.source} is no loop device`)
+  const number = findLoopOf(there)
+  if (number === undefined) throw refuse(target.path, `${there.source} is no loop device`)
+  const diskSeq = sysfs.readDiskSeqSync(number)
   const { source, fsType } = there
-  return unmount({ source, fsType, target: target.path, id: BigInt(there.id), unique }, lazy, deadline)
+  const result = await unmount({ source, fsType, target: target.path, id: BigInt(there.id), unique }, lazy, deadline)
+  if (result === 'unmounted') await waitForDetach(number, diskSeq, there)
+  return result
+}
+
+/** Milliseconds in which whoever only looks at a device has closed it again. */
+const SOON = 1_000
+
+/**
+ * A device with autoclear goes with its last mount; where somebody looks at it in this moment, right after that. Who
+ * attaches the image again at once must not find it in use.
+ */
+async function waitForDetach(number: number, diskSeq: number | undefined, gone: Mounted): Promise<void> {
+  const isOther = (other: Mounted) => other.device === gone.device || other.source === gone.source
+  const isGoing = () =>
+    sysfs.isAutoclearSync(number) && sysfs.readDiskSeqSync(number) === diskSeq && !readMountsSync().some(isOther)
+  const patience = new Deadline(SOON)
+  for (let attempt = 1; isGoing(); attempt++) if (!(await patience.pause(backoff(attempt)))) return
 }
 
 function refuse(path: string, detail: string): Error {
