@@ -1,19 +1,29 @@
 import type { AttachOptions } from './attach/options.ts'
 import { attachPlainOrStack } from './attach/stack.ts'
 import { changeBackingFile, type ChangeOptions } from './change/change.ts'
+import { grow, type GrowOptions } from './change/grow.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
 import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
-import type { BackingFile } from './common/arguments.ts'
+import type { BackingFile, Bytes } from './common/arguments.ts'
 import { CHANGING, checkWait, LOOKING, type Wait } from './common/deadline.ts'
 import type { Warning } from './common/warnings.ts'
-import { detach, type DetachOptions, type DetachResult } from './detach/detach.ts'
-import { dispose, disposeSync } from './detach/dispose.ts'
+import type { DetachResult } from './detach/detach.ts'
 import { release } from './detach/release.ts'
-import { detachSync } from './detach/sync.ts'
 import { findHolders, type Holder } from './errors/holders.ts'
+import { type DeviceLock, lockDevice, lockOf } from './handle/device-lock.ts'
 import type { Handle } from './handle/handle.ts'
 import type { LoopRef } from './handle/identity.ts'
 import { type DeviceRef, openHandle, type OpenOptions } from './handle/open.ts'
+import {
+  detachUnmounting,
+  type DetachUnmountingOptions,
+  detachUnmountingSync,
+  disposeUnmounting,
+  disposeUnmountingSync,
+} from './mount/detach-unmounting.ts'
+import { mount } from './mount/make.ts'
+import type { Mount } from './mount/mount.ts'
+import type { MountOptions } from './mount/options.ts'
 import { type LoopStatus, readStatus } from './observe/status.ts'
 import { listPartitions, type Partition, type RescanOptions, rescanPartitions } from './partitions/partitions.ts'
 
@@ -123,6 +133,21 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
+   * Makes the device larger: its backing file, which is opened by its path and has to be the same one, the size limit
+   * where there is one, and the device (LOOP_SET_CAPACITY or LOOP_SET_STATUS64); also under a mount. With
+   * `partition: 'last'` the last partition grows to the new end: of a GPT the backup is written first, then the primary,
+   * so that a kill leaves a valid table, then the kernel is told (BLKPG). Nothing is ever made smaller. Resolves to the
+   * new size in bytes; `size` is a multiple of 512.
+   *
+   * @throws LoopError `size-mismatch` (smaller than now, or backed by a block device), `backing-not-writable` (a
+   *   read-only device), `in-use` (a shared one), `overlap`, `replaced`, `no-space`, `no-such-file`,
+   *   `bad-partition-table`, `permission`, `not-attached`, `closed`
+   */
+  grow(size: Bytes, options?: GrowOptions): Promise<number> {
+    return grow(this.#handle, size, options)
+  }
+
+  /**
    * LOOP_SET_DIRECT_IO, kernel 4.10 and later.
    *
    * @throws LoopError `direct-io-unavailable`, `not-attached`, `replaced`, `permission`, `closed`
@@ -163,6 +188,37 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return rescanPartitions(this.#handle, options)
   }
 
+  /**
+   * Mounts the filesystem that is on the device, or on a `partition` of it, which is told to the kernel (BLKPG) and gets
+   * its node where it has none. Which filesystem it is, its superblock tells; nothing else is run, and no table read.
+   * `nosuid` and `nodev` are in effect unless `options: 'suid,dev'` lifts them.
+   *
+   * Without a target (`null`) the mount is private: it is in no mount table, nobody finds it, its files are under
+   * `mount.path` for this process and its children, and it goes with the process. getcwd(3) fails in it.
+   *
+   * The mount API of kernel 5.8 and later: fsopen(2), fsconfig(2), fsmount(2), move_mount(2). CAP_SYS_ADMIN.
+   *
+   * @throws LoopError `unknown-filesystem`, `filesystem-refused` with what the filesystem says, `target`,
+   *   `no-such-partition`, `in-use`, `permission`, `replaced`, `not-attached`, `timeout`, `closed`
+   */
+  mount(target: string | null, options?: MountOptions): Promise<Mount> {
+    return mount(this.#handle, target, options)
+  }
+
+  /**
+   * Locks the device against udev, so that sfdisk and mkfs are not disturbed by its looking: flock(2) with LOCK_EX on
+   * this handle's own descriptor, which systemd calls BLOCK_DEVICE_LOCKING. Where the handle has the lock already, the
+   * same one. It ends with `lock.release()`, which has udev look, and with detach, release and close.
+   *
+   * Programs that take this lock themselves (systemd-repart, `sfdisk --lock`) would wait for this one for ever.
+   * Milliseconds of `timeout`: 10 000 by default.
+   *
+   * @throws LoopError `timeout` where another process keeps it, `closed`
+   */
+  async lock(options?: Wait): Promise<DeviceLock> {
+    return lockDevice(this.#handle, checkWait(options, CHANGING))
+  }
+
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
   holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
@@ -183,12 +239,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * somebody else uses it, rejects with `in-use` and the holders, and leaves the attachment as it was; `lazy: true`
    * hands it to the kernel instead, which detaches it when the last user is done: `'deferred'`.
    *
+   * `unmount: true` unmounts first what is mounted from it, the deepest first; what is held elsewhere stays.
+   *
    * LOOP_CLR_FD, after fsync(2); verified with LOOP_GET_STATUS64 on an exclusive descriptor.
    *
    * @throws LoopError `in-use`, `not-attached`, `detaching`, `replaced`, `permission`, `io`, `closed`
    */
-  detach(options?: DetachOptions): Promise<DetachResult> {
-    return detach(this.#handle, options)
+  detach(options?: DetachUnmountingOptions): Promise<DetachResult> {
+    return detachUnmounting(this.#handle, options)
   }
 
   /**
@@ -196,7 +254,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * answers `'deferred'`, and the device goes when that has ended.
    */
   detachSync(): DetachResult {
-    return detachSync(this.#handle)
+    return detachUnmountingSync(this.#handle)
   }
 
   /**
@@ -205,7 +263,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
-  release(options?: Wait): Promise<string> {
+  async release(options?: Wait): Promise<string> {
+    // Nobody else would tell udev to look.
+    await lockOf(this.#handle)?.release()
     return release(this.#handle, options)
   }
 
@@ -217,14 +277,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.close(checkWait(options, CHANGING))
   }
 
-  /** Owned: detaches, lazily where somebody holds it, without waiting. Opened: closes. */
+  /** Unmounts what was mounted through it; then, owned: detaches, lazily where held, without waiting; opened: closes. */
   [Symbol.asyncDispose](): Promise<void> {
-    return dispose(this.#handle)
+    return disposeUnmounting(this.#handle)
   }
 
   /** As `Symbol.asyncDispose`, at once. */
   [Symbol.dispose](): void {
-    disposeSync(this.#handle)
+    disposeUnmountingSync(this.#handle)
   }
 }
 

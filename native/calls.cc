@@ -4,6 +4,7 @@
 #include <linux/nsfs.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -29,6 +30,7 @@ constexpr std::size_t kStatSize = 512;        // 17 figures of at most 20 digits
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
 constexpr std::size_t kStatFsSize = 4 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
+constexpr std::size_t kMessageSize = 4096;  // the kernel's limit for a message of a filesystem context
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
 
@@ -333,6 +335,46 @@ long NsGetUserNs(Arguments& a) {
   std::memcpy(a.data[1], &inode, sizeof inode);
   return answer;
 }
+
+// Mounting: one filesystem context, the mount that it makes, and its place in the tree. Kernel 5.2.
+long Fsopen(Arguments& a) { return Answer(::syscall(kSysFsopen, a.Path(0), kFsopenCloexec)); }
+long Fsconfig(int fd, unsigned command, const char* key, const char* value) {
+  return Answer(::syscall(kSysFsconfig, fd, command, key, value, 0));
+}
+long FsconfigFlag(Arguments& a) { return Fsconfig(a.Int(0), kFsconfigSetFlag, a.Path(1), nullptr); }
+long FsconfigString(Arguments& a) { return Fsconfig(a.Int(0), kFsconfigSetString, a.Path(1), a.Path(2)); }
+// Reads the superblock: it waits for the device.
+long FsconfigCreate(Arguments& a) { return Fsconfig(a.Int(0), kFsconfigCmdCreate, nullptr, nullptr); }
+// One message of the filesystem, its length in bytes; ENODATA where there is no more.
+long FsMessage(Arguments& a) { return Answer(::read(a.Int(0), a.data[1], kMessageSize)); }
+// A descriptor of a mount that is not in the tree; when it is closed there, the filesystem is unmounted.
+long Fsmount(Arguments& a) {
+  return Answer(::syscall(kSysFsmount, a.Int(0), kFsmountCloexec, static_cast<unsigned>(a.Int(1))));
+}
+// From one descriptor to the other: no path is looked up.
+long MoveMount(Arguments& a) {
+  return Answer(::syscall(kSysMoveMount, a.Int(0), "", a.Int(1), "", kMoveMountEmptyPaths));
+}
+long Umount2(Arguments& a) { return Answer(::umount2(a.Path(0), a.Int(1))); }
+// Of the mount that the path is on; the number in mountinfo, which another mount can get later.
+long StatxMount(Arguments& a) {
+  return Answer(
+      ::syscall(SYS_statx, a.Int(0), a.Path(1), a.Int(2), STATX_BASIC_STATS | kStatxMntId, a.data[3]));
+}
+// The same with a number that is never given out again; before kernel 6.8 that of StatxMount.
+long StatxMountUnique(Arguments& a) {
+  return Answer(::syscall(SYS_statx, a.Int(0), a.Path(1), a.Int(2),
+                          STATX_BASIC_STATS | kStatxMntId | kStatxMntIdUnique, a.data[3]));
+}
+long Openat(Arguments& a) { return Answer(::openat(a.Int(0), a.Path(1), a.Int(2) | O_CLOEXEC)); }
+long Mkdirat(Arguments& a) { return Answer(::mkdirat(a.Int(0), a.Path(1), static_cast<mode_t>(a.Int(2)))); }
+long Unlinkat(Arguments& a) { return Answer(::unlinkat(a.Int(0), a.Path(1), a.Int(2))); }
+
+// Reserves blocks of the file, which becomes as long as that.
+long Fallocate(Arguments& a) {
+  return Answer(::fallocate(a.Int(0), a.Int(1), static_cast<off_t>(a.U64(2)), static_cast<off_t>(a.U64(3))));
+}
+
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 
 using enum Parameter;
@@ -401,6 +443,20 @@ constexpr Call kCalls[] = {
     {"loopGetFlags", LoopGetFlags, {kFd}},
     {"mknodBlock", MknodBlock, {kPath, kInt, kInt}, 0, Effect::kNames},
     {"nsGetUserNs", NsGetUserNs, {kFd, kOut}, sizeof(std::uint64_t)},
+    {"fsopen", Fsopen, {kPath}, 0, Effect::kOpens},
+    {"fsconfigFlag", FsconfigFlag, {kFd, kPath}},
+    {"fsconfigString", FsconfigString, {kFd, kPath, kPath}},
+    {"fsconfigCreate", FsconfigCreate, {kFd}},
+    {"fsMessage", FsMessage, {kFd, kOut}, kMessageSize},
+    {"fsmount", Fsmount, {kFd, kInt}, 0, Effect::kOpens},
+    {"moveMount", MoveMount, {kFd, kFd}},
+    {"umount2", Umount2, {kPath, kInt}},
+    {"statxMount", StatxMount, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
+    {"statxMountUnique", StatxMountUnique, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
+    {"openat", Openat, {kFd, kPath, kInt}, 0, Effect::kOpens},
+    {"mkdirat", Mkdirat, {kFd, kPath, kInt}},
+    {"unlinkat", Unlinkat, {kFd, kPath, kInt}},
+    {"fallocate", Fallocate, {kFd, kInt, kU64, kU64}},
     {"pageSize", PageSize, {}},
 };
 

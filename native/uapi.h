@@ -28,6 +28,22 @@ struct loop_config {
 #define F_GET_SEALS 1034
 #endif
 
+// The mount API, kernel 5.2. Its numbers are the same on all of Linux's architectures but Alpha; its
+// constants are not taken from <linux/mount.h>, which redefines those of some versions of <sys/mount.h>.
+inline constexpr long kSysMoveMount = 429;
+inline constexpr long kSysFsopen = 430;
+inline constexpr long kSysFsconfig = 431;
+inline constexpr long kSysFsmount = 432;
+inline constexpr unsigned kFsopenCloexec = 1;
+inline constexpr unsigned kFsmountCloexec = 1;
+inline constexpr unsigned kFsconfigSetFlag = 0;
+inline constexpr unsigned kFsconfigSetString = 1;
+inline constexpr unsigned kFsconfigCmdCreate = 6;
+inline constexpr unsigned kMoveMountEmptyPaths =
+    0x04 | 0x40;                                       // MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
+inline constexpr unsigned kStatxMntId = 0x1000;        // kernel 5.8
+inline constexpr unsigned kStatxMntIdUnique = 0x4000;  // kernel 6.8
+
 // lib/kernel/uapi.ts encodes and decodes these byte for byte.
 static_assert(sizeof(struct loop_info64) == 232);
 static_assert(sizeof(struct loop_config) == 304);

@@ -18,7 +18,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { attach } from 'loopctl'
+import { attach, mountImage } from 'loopctl'
 import { complain, takeBack } from '../support.js'
 import { makeFiles, Program } from './program.js'
 
@@ -31,7 +31,7 @@ const MiB = 1 << 20
  * @property {string} tool
  * @property {string} package the Debian package that has the tool
  * @property {(source: string, image: string) => void} make
- * @property {string} options of mount
+ * @property {string} [options] of mount
  * @property {boolean} swappable
  */
 
@@ -41,14 +41,12 @@ const FILESYSTEMS = {
     tool: 'mksquashfs',
     package: 'squashfs-tools',
     make: (source, image) => run('mksquashfs', source, image, '-quiet', '-no-progress'),
-    options: 'ro',
     swappable: false,
   },
   erofs: {
     tool: 'mkfs.erofs',
     package: 'erofs-utils',
     make: (source, image) => run('mkfs.erofs', '--quiet', image, source),
-    options: 'ro',
     swappable: false,
   },
   // The kernel shuts these two down when the device they are mounted from is switched: they want a device below it.
@@ -59,7 +57,6 @@ const FILESYSTEMS = {
       makeSparse(image, 96 * MiB)
       run('mkfs.ext4', '-q', '-d', source, image)
     },
-    options: 'ro',
     swappable: true,
   },
   xfs: {
@@ -74,7 +71,7 @@ const FILESYSTEMS = {
       rmSync(prototype)
     },
     // A device that cannot be written can have no log replayed.
-    options: 'ro,norecovery',
+    options: 'norecovery',
     swappable: true,
   },
 }
@@ -133,18 +130,15 @@ async function install(filesystem, folder, signal, undo) {
 
   const cdImage = join(folder, 'cd.img')
   burn(filesystem, folder, cdImage)
-  const drive = await attach(cdImage, { readOnly: true, signal })
-  const detachDrive = () => drive.detach()
-  undo.add(detachDrive)
-  run('mount', '-t', 'ext4', '-o', 'ro', drive.path, cd)
-  const unmountCD = () => run('umount', cd)
-  undo.add(unmountCD)
+  const drive = await mountImage(cdImage, cd, { readOnly: true, signal })
+  const ejectDrive = () => drive.unmount()
+  undo.add(ejectDrive)
 
   const image = join(cd, 'root.img')
   const device = await attach(image, { readOnly: true, swappable: filesystem.swappable, signal })
   undo.add(() => device.detach())
-  run('mount', '-o', filesystem.options, device.path, root)
-  undo.add(() => run('umount', root))
+  const system = await device.mount(root, { options: filesystem.options, signal })
+  undo.add(() => system.unmount())
   say(`${device.path} shows ${image}, ${(statSync(image).size / MiB).toFixed(1)} MiB, and is mounted`)
 
   const program = new Program(root)
@@ -167,11 +161,9 @@ async function install(filesystem, folder, signal, undo) {
   })
   say(`copied ${(bytesCopied / MiB).toFixed(1)} MiB of data with ${method} in ${seconds.toFixed(1)} s`)
 
-  // At once and without -l: whoever still had the CD open would make it fail.
-  unmountCD()
-  undo.delete(unmountCD)
-  await detachDrive()
-  undo.delete(detachDrive)
+  // Whoever still had the CD open would make it fail.
+  await ejectDrive()
+  undo.delete(ejectDrive)
   rmSync(cdImage)
   dropCaches()
   const ejected = Date.now()

@@ -63,6 +63,11 @@ export interface AttachOptions {
    * `readOnly: true`. Default false.
    */
   swappable?: boolean | undefined
+  /**
+   * Locks the device as `device.lock()` does, before partitions are looked for; it ends with detach, release, or
+   * `(await device.lock()).release()`. Default false.
+   */
+  lock?: boolean | undefined
   /** Gives up, undoes what had been done, and rejects with the signal's reason. */
   signal?: AbortSignal | undefined
   /**
@@ -85,6 +90,7 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
   'overlap',
   'reference',
   'swappable',
+  'lock',
   'signal',
   'timeout',
 ]
@@ -98,6 +104,7 @@ export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockS
   readOnly: boolean | undefined
   number: number | undefined
   overlap: 'refuse' | 'allow' | 'reuse'
+  lock: boolean
 }
 
 /** @throws TypeError, RangeError */
@@ -129,5 +136,6 @@ export function checkWanted(given: AttachOptions): Wanted {
     number: number === undefined ? undefined : checkLoopNumber(number),
     reference: reference === undefined ? '' : checkReference(reference),
     overlap: overlap ?? 'refuse',
+    lock: given.lock === undefined ? false : checkBoolean('lock', given.lock),
   }
 }

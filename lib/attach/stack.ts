@@ -20,7 +20,7 @@ export async function attachPlainOrStack(file: BackingFile, options?: AttachOpti
   checkWanted(given)
   const deadline = checkDeadline(given, 10_000)
 
-  const { number, partscan, reference, autoclear, ...forLower } = given
+  const { number, partscan, reference, autoclear, lock, ...forLower } = given
   const lower = await attachFile(file, { ...forLower, reference: LOWER_TAG })
   try {
     const { blockSize, createNode, signal } = given
@@ -31,6 +31,7 @@ export async function attachPlainOrStack(file: BackingFile, options?: AttachOpti
       createNode,
       reference,
       autoclear,
+      lock,
       blockSize,
       signal,
       timeout,

@@ -8,6 +8,7 @@ import { attach, type LoopDevice, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
 import { LOWER_TAG } from '../handle/lower.ts'
 import type { DeviceRef } from '../handle/open.ts'
+import type { MountOptions } from '../mount/options.ts'
 import type { LoopEvent } from '../observe/events.ts'
 import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
@@ -25,7 +26,10 @@ import {
   printWarnings,
   report,
   table,
+  warn,
 } from './terminal.ts'
+
+export { createAction, mountAction, umountAction } from './mount-actions.ts'
 
 interface Json {
   json?: true
@@ -56,14 +60,22 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
   })
 }
 
-export async function runAction(file: string, words: string[], flags: AttachFlags): Promise<void> {
+type RunFlags = AttachFlags & Pick<MountOptions, 'partition'> & { mount?: true | string; options?: string }
+
+export async function runAction(file: string, words: string[], flags: RunFlags, self: Command): Promise<void> {
+  const { mount, partition, options, ...rest } = flags
+  if (mount === undefined && (partition !== undefined || options !== undefined)) {
+    self.error('error: --partition and --options are for --mount')
+  }
   // Loaded only here: node:child_process takes its time.
   const { runWithDevice } = await import('./run.ts')
-  process.exitCode = await runWithDevice(file, attachOptions(flags), words)
+  const target = mount === undefined ? undefined : mount === true ? null : mount
+  process.exitCode = await runWithDevice(file, attachOptions(rest), words, target, { partition, options })
 }
 
 interface DetachFlags extends Json {
   lazy?: true
+  unmount?: true
   timeout?: number
   file?: string
 }
@@ -82,8 +94,13 @@ export async function detachAction(
     for (const ref of refs) {
       try {
         const device = await open(ref, { signal })
-        const result = await closing(device, () => device.detach({ ...options, signal }))
-        results.push({ number: device.number, path: device.path, result })
+        const unmounted: string[] = []
+        const onUnmount = (path: string) => {
+          unmounted.push(path)
+          if (!json) warn(`unmounted ${path}`)
+        }
+        const result = await closing(device, () => device.detach({ ...options, onUnmount, signal }))
+        results.push({ number: device.number, path: device.path, result, ...(options.unmount && { unmounted }) })
       } catch (error) {
         status = report(error, json === true)
         if (signal.aborted) break
@@ -151,9 +168,17 @@ export async function migrateAction(
   })
 }
 
-export async function resizeAction(number: number, { json }: Json): Promise<void> {
+export async function resizeAction(
+  number: number,
+  wanted: number | undefined,
+  { json, partition }: Json & { partition?: 'last' },
+  self: Command,
+): Promise<void> {
+  if (wanted === undefined && partition !== undefined) self.error('error: --partition is for a new size')
   const device = await open(number)
-  const size = await closing(device, () => device.refreshCapacity())
+  const size = await closing(device, () =>
+    wanted === undefined ? device.refreshCapacity() : device.grow(wanted, { partition }),
+  )
   await (json ? printJson({ number: device.number, path: device.path, size }) : print(`${size}\n`))
 }
 

@@ -37,6 +37,15 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .usage('[options] <file> -- <command...>')
       .argument('<file>', FILE)
       .argument('<command...>', 'what to run; signals and the exit status are passed on')
+      .addOption(
+        new Option(
+          '--mount [=dir]',
+          'mount it too, with the place in LOOP_MOUNT: where nobody else sees it, or on that folder',
+        ).argParser(parseMount),
+      )
+      .option('--lock', 'lock the device against udev; a program that takes the lock itself would wait for ever')
+      .option('--partition <ref>', PARTITION, parsePartition)
+      .option('--options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
       .action(later((actions) => actions.runAction)),
   detach: (program) =>
     command(program, 'detach', 'detach, and tell whether it happened')
@@ -44,7 +53,36 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .option('--lazy', 'where it is in use, leave it to the kernel to detach it after that')
       .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 5000)', parseWholeNumber)
       .option('--file <file>', 'the devices attached to this file')
+      .option('--unmount', 'unmount first what is mounted from it, the deepest first')
       .action(later((actions) => actions.detachAction)),
+  mount: (program) =>
+    command(program, 'mount', 'attach an image and mount it; the device goes when that is unmounted')
+      .argument('<image>', FILE)
+      .argument('<dir>', 'the folder to mount it on')
+      .option('-r, --read-only', 'attach and mount read-only')
+      .option('-o, --options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
+      .option('-t, --type <name>', 'the filesystem, where its superblock does not tell')
+      .option('--partition <ref>', PARTITION, parsePartition)
+      .option('--offset <bytes>', 'where in the image the filesystem begins', parseSize)
+      .option('--size-limit <bytes>', 'how much of the image it has at most', parseSize)
+      .option('-b, --block-size <bytes|auto>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
+      .option('--make-dir', 'make the folder where there is none')
+      .option('--timeout <ms>', 'give up after that (default: 10000)', parseWholeNumber)
+      .action(later((actions) => actions.mountAction)),
+  umount: (program) =>
+    command(program, 'umount', 'unmount what is mounted from a loop device')
+      .argument('<dirs...>', 'where it is mounted')
+      .option('--lazy', 'where files of it are open, leave it to the kernel to unmount it after that')
+      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 4000)', parseWholeNumber)
+      .action(later((actions) => actions.umountAction)),
+  create: (program) =>
+    command(program, 'create', 'make a new image, which is all zeros')
+      .argument('<file>', 'the image: a file that does not exist')
+      .argument('<size>', 'bytes, or with a unit', parseSize)
+      .option('--allocate', 'reserve its blocks now; else it is sparse')
+      .option('--overwrite', 'replace a file that is there')
+      .option('--timeout <ms>', 'give up after that (default: 10000)', parseWholeNumber)
+      .action(later((actions) => actions.createAction)),
   list: (program) =>
     command(program, 'list', 'the attached devices')
       .argument('[file]', 'only those attached to this file')
@@ -71,8 +109,12 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
       .action(later((actions) => actions.migrateAction)),
   resize: (program) =>
-    command(program, 'resize', 'take over the new size of the backing file, and print it')
+    command(program, 'resize', 'take over the new size of the backing file, or make both larger, and print it')
       .argument('<device>', DEVICE, parseDevice)
+      .argument('[size]', 'the new size of the device; never smaller than now', parseSize)
+      .addOption(
+        new Option('--partition <last>', 'with a size: the last partition grows to the new end too').choices(['last']),
+      )
       .action(later((actions) => actions.resizeAction)),
   set: (program) =>
     command(program, 'set', 'change settings of an attached device')
@@ -130,6 +172,7 @@ export const NOTES = [
   ['Environment', 'Colours are for terminals; NO_COLOR=1 turns them off, FORCE_COLOR=1 on.'],
 ] as const
 
+const PARTITION = 'that partition: its number, or its label'
 const FILE = 'an image, or any file or block device'
 const DEVICE = '7, loop7 or /dev/loop7'
 
@@ -165,6 +208,17 @@ function withAttachOptions(target: Command): Command {
     )
     .option('--reference <tag>', 'a tag of at most 63 bytes')
     .option('--swappable', 'a stack of two, so that change and migrate spare a mounted ext4 or xfs; needs --read-only')
+}
+
+/** A number is one; all else is a label, and so is a number after `label=`. */
+function parsePartition(text: string): number | { label: string } {
+  if (/^\d+$/.test(text)) return Number(text)
+  return { label: text.replace(/^label=/, '') }
+}
+
+function parseMount(text: string): true | string {
+  if (text === '') throw new InvalidArgumentError('With a value it is --mount=DIR.')
+  return text === 'true' ? true : text
 }
 
 function parseDirectIO(text: string): true | 'prefer' {

@@ -22,7 +22,7 @@ export class Exit extends Error {
 class Interrupted extends Error {}
 
 /** Options whose value is optional, and is one only after `=`: commander would take the next word for it. */
-const OPTIONAL_VALUES = new Set(['--direct-io', '--partscan'])
+const OPTIONAL_VALUES = new Set(['--direct-io', '--partscan', '--mount'])
 
 /** What is for this command: the words up to `--`. */
 export function ownWords(words: string[]): string[] {

@@ -63,6 +63,11 @@ export class Deadline {
     return this.#timeout > 0 && this.left === 0
   }
 
+  /** Whether it is one try, which may take as long as it takes. */
+  get isUnbounded(): boolean {
+    return this.#timeout === 0
+  }
+
   /**
    * Waits, for at most the time that is left, or until `wake` resolves. False, at once, where no time is left.
    *

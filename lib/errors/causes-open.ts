@@ -160,6 +160,13 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
     EEXIST: [{ reason: 'destination-exists' }],
     EDQUOT: [{ reason: 'no-space' }],
     EFBIG: [{ reason: 'no-space', detail: 'the filesystem takes no file of that size' }],
+    EOPNOTSUPP: [
+      {
+        reason: 'unsupported-kernel',
+        detail: 'the filesystem of the file cannot reserve blocks',
+        hint: 'leave that out: the file is sparse then',
+      },
+    ],
   },
   // Used only where the same file can be opened for reading.
   'open backing file for writing': Object.fromEntries(

@@ -6,6 +6,7 @@
 
 import { hasLoopConfigure } from '../kernel/features.ts'
 import { LO_FLAGS_READ_ONLY, LOOP_NUMBER_MAX } from '../kernel/uapi.ts'
+import { MOUNT_CAUSES } from './causes-mount.ts'
 import { OPEN_CAUSES } from './causes-open.ts'
 import { PARTITION_CAUSES } from './causes-partition.ts'
 import { sandbox, notAllowed, beingDetached, inUse } from './causes-shared.ts'
@@ -172,6 +173,7 @@ const needsAdministrator: Record<string, Cause[]> = { EACCES: notAllowed }
 /** Per call or role, per errno. What is not here is looked up in {@link ANY_CALL}. */
 export const CAUSES: Record<string, Record<string, Cause[]>> = {
   ...OPEN_CAUSES,
+  ...MOUNT_CAUSES,
   ...PARTITION_CAUSES,
   'LOOP_CTL_ADD': {
     EEXIST: [
@@ -344,6 +346,7 @@ export type Role =
   | 'open backing file for writing'
   | 'create destination'
   | 'make node'
+  | 'target'
   | 'read /sys'
   | 'BLKPG add'
   | 'BLKPG resize'

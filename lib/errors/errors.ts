@@ -37,6 +37,7 @@ export type LoopErrorReason =
   | 'content-differs'
   | 'destination-exists'
   | 'bad-partition-table'
+  | 'no-such-partition'
   | 'partscan-off'
   | 'not-a-loop-device'
   | 'closed'
@@ -46,6 +47,10 @@ export type LoopErrorReason =
   | 'resources'
   | 'no-space'
   | 'io'
+  | 'unknown-filesystem'
+  | 'filesystem-refused'
+  | 'not-mounted'
+  | 'target'
   | 'unknown'
 
 /** What a {@link LoopError} is made of. */
@@ -129,6 +134,7 @@ type OwnReason =
   | 'content-differs'
   | 'destination-exists'
   | 'bad-partition-table'
+  | 'no-such-partition'
   | 'no-space'
   | 'size-mismatch'
   | 'not-read-only'
@@ -142,6 +148,10 @@ type OwnReason =
   | 'unsupported-kernel'
   | 'unsupported-platform'
   | 'io'
+  | 'unknown-filesystem'
+  | 'filesystem-refused'
+  | 'not-mounted'
+  | 'target'
   | 'unknown'
 
 const OWN_CODES: Record<OwnReason, keyof typeof constants.errno> = {
@@ -157,6 +167,7 @@ const OWN_CODES: Record<OwnReason, keyof typeof constants.errno> = {
   'content-differs': 'EILSEQ',
   'destination-exists': 'EEXIST',
   'bad-partition-table': 'EINVAL',
+  'no-such-partition': 'ENOENT',
   'no-space': 'ENOSPC',
   'size-mismatch': 'EINVAL',
   'not-read-only': 'EINVAL',
@@ -170,6 +181,10 @@ const OWN_CODES: Record<OwnReason, keyof typeof constants.errno> = {
   'unsupported-kernel': 'ENOTSUP',
   'unsupported-platform': 'ENOTSUP',
   'io': 'EIO',
+  'unknown-filesystem': 'EINVAL',
+  'filesystem-refused': 'EINVAL',
+  'not-mounted': 'EINVAL',
+  'target': 'EINVAL',
   'unknown': 'EIO',
 }
 

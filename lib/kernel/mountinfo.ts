@@ -10,6 +10,8 @@ export interface Mount {
   device: string
   mountPoint: string
   fsType: string
+  /** As it was given to mount(2): mostly the path of the device. */
+  source: string
   /** Of this mount, not of the filesystem: `rw`, `nodev`, ... */
   options: string[]
 }
@@ -66,9 +68,16 @@ export function parseMounts(text: string): Mount[] {
     const fields = line.split(' ')
     const separator = fields.indexOf('-', 6)
     const [id, , device, , mountPoint, options] = fields
-    const fsType = fields[separator + 1]
+    const [fsType, source = ''] = fields.slice(separator + 1)
     if (separator < 0 || !device || !mountPoint || !options || !fsType) continue
-    mounts.push({ id: Number(id), device, mountPoint: unescape(mountPoint), fsType, options: options.split(',') })
+    mounts.push({
+      id: Number(id),
+      device,
+      mountPoint: unescape(mountPoint),
+      fsType,
+      source: unescape(source),
+      options: options.split(','),
+    })
   }
   return mounts
 }

@@ -169,6 +169,11 @@ export function isScannedSync(number: number): boolean {
   return optionalText(`${deviceDirectory(number)}/loop/partscan`) === '1'
 }
 
+/** Whether it is attached, and goes with its last user. */
+export function isAutoclearSync(number: number): boolean {
+  return optionalText(`${deviceDirectory(number)}/loop/autoclear`) === '1'
+}
+
 export function partitionExists(number: number, partition: number): boolean {
   return existsSync(`${deviceDirectory(number)}/loop${number}p${partition}`)
 }

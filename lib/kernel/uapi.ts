@@ -182,6 +182,29 @@ export function decodeStat(bytes: Uint8Array): Stat {
   }
 }
 
+/** What is of use of struct statx about the mount that a path is on. */
+export interface MountStat extends Stat {
+  /** Of the owner. */
+  uid: number
+  /** `major:minor` of the filesystem, as mountinfo has it. */
+  filesystem: string
+  /** Undefined before kernel 5.8. */
+  mountId: bigint | undefined
+}
+
+// Bits of stx_mask: STATX_MNT_ID, STATX_MNT_ID_UNIQUE
+const HAS_MOUNT_ID = 0x1000 | 0x4000
+
+export function decodeMountStat(bytes: Uint8Array): MountStat {
+  const data = view(bytes)
+  return {
+    ...decodeStat(bytes),
+    uid: data.getUint32(20, little),
+    filesystem: `${data.getUint32(136, little)}:${data.getUint32(140, little)}`,
+    mountId: (data.getUint32(0, little) & HAS_MOUNT_ID) === 0 ? undefined : data.getBigUint64(144, little),
+  }
+}
+
 /** What a device over these bytes shows: whole sectors of 512. */
 export function visibleSize(fileSize: bigint, offset: bigint, sizeLimit: bigint): bigint {
   const rest = fileSize > offset ? fileSize - offset : 0n

@@ -8,6 +8,8 @@ import {
   checkOptions,
   checkReference,
   type FileArgument,
+  wrongType,
+  wrongValue,
 } from '../common/arguments.ts'
 import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
@@ -20,6 +22,7 @@ import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { LoopInfo64 } from '../kernel/uapi.ts'
 import { type LoopInfo, readInfos } from './list.ts'
+import { findLoopAt } from './mounted.ts'
 
 export interface FindOptions extends Wait {
   /**
@@ -34,12 +37,22 @@ export interface FindOptions extends Wait {
 /**
  * The devices attached to this very file, or those that carry the tag. What is the same file is told by numbers, device
  * and inode, and for a block device its own number, whichever node it was attached through: LOOP_GET_STATUS64. A path is
- * not looked at: that of another mount namespace can be another file here.
+ * not looked at: that of another mount namespace can be another file here. Or the device that is mounted on the folder
+ * `mountPoint`, itself or by a partition.
  */
-export async function find(what: BackingFile | { reference: string }, options?: FindOptions): Promise<LoopInfo[]> {
+export async function find(
+  what: BackingFile | { reference: string } | { mountPoint: string },
+  options?: FindOptions,
+): Promise<LoopInfo[]> {
   const given = checkOptions(options, ['unconfirmed', 'signal', 'timeout'])
   const unconfirmed = given.unconfirmed === undefined ? false : checkBoolean('unconfirmed', given.unconfirmed)
   const deadline = checkDeadline(given, LOOKING)
+  if (typeof what === 'object' && what !== null && 'mountPoint' in what) {
+    const mountPoint = checkMountPoint(what.mountPoint)
+    assertSupported()
+    const number = await explained(() => findLoopAt(mountPoint), mountPoint)
+    return number === undefined ? [] : readInfos([number], false)
+  }
   if (typeof what === 'object' && what !== null && 'reference' in what) {
     const reference = checkReference(what.reference)
     assertSupported()
@@ -52,6 +65,12 @@ export async function find(what: BackingFile | { reference: string }, options?: 
   const argument = checkBackingFile(what)
   assertSupported()
   return explained(async () => findWanted(await sameFile(argument, deadline.bound), unconfirmed, deadline))
+}
+
+function checkMountPoint(value: unknown): string {
+  if (typeof value !== 'string') throw wrongType('mountPoint', 'a path', value)
+  if (value === '' || value.includes('\0')) throw wrongValue('mountPoint', 'must be a path')
+  return value
 }
 
 interface Wanted {

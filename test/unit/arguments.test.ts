@@ -428,6 +428,7 @@ describe('attach', () => {
       number: undefined,
       overlap: undefined,
       swappable: undefined,
+      lock: undefined,
       reference: undefined,
       signal: undefined,
       timeout: undefined,

@@ -290,15 +290,79 @@ const deviceRef: Kind = {
   ),
 }
 
-const fileOrTag: Kind = {
-  asked: ['reference', 'fd'],
+/** A path as text. */
+const textPath = kind(
+  path,
+  fc.constantFrom<unknown>('', '\0', 'a\0b', Buffer.from('/mnt'), pathToFileURL('/mnt'), 7, { fd: 7 }),
+  (value) => {
+    if (typeof value !== 'string') return [TYPE]
+    return value === '' || value.includes('\0') ? [VALUE] : undefined
+  },
+)
+
+/** What a device is found by. */
+const sought: Kind = {
+  asked: ['reference', 'mountPoint', 'fd'],
   right: fc.oneof(
     backingFile.right,
     tag.right.map((reference) => ({ reference })),
+    textPath.right.map((mountPoint) => ({ mountPoint })),
   ),
   wrong: fc.oneof(
-    backingFile.wrong.filter(({ value }) => !has(value, 'reference')),
+    backingFile.wrong.filter(({ value }) => !has(value, 'reference') && !has(value, 'mountPoint')),
     tag.wrong.map(({ value, codes }) => ({ value: { reference: value }, codes })),
+    textPath.wrong.map(({ value, codes }) => ({ value: { mountPoint: value }, codes })),
+  ),
+}
+
+/** Null: a private mount. */
+const target: Kind = {
+  right: fc.oneof(textPath.right, fc.constant(null)),
+  wrong: textPath.wrong.filter(({ value }) => value !== null),
+}
+const optionalTarget: Kind = { ...target, wrong: target.wrong.filter(({ value }) => value !== undefined) }
+
+const uuid = '0fc63daf-8483-4772-8e79-3d69d8477de4'
+const partitionRef: Kind = {
+  asked: ['label', 'uuid', 'type'],
+  right: fc.oneof(
+    fc.integer({ min: 1, max: 128 }),
+    path.map((label) => ({ label })),
+    fc.constantFrom({ uuid }, { uuid: uuid.toUpperCase() }, { uuid: '1a2b3c4d-05' }, { type: uuid }, { type: '0x83' }),
+  ),
+  wrong: fc.constantFrom<Wrong>(
+    { value: 0, codes: [RANGE] },
+    { value: -1, codes: [RANGE] },
+    { value: 1.5, codes: [RANGE] },
+    { value: '1', codes: [TYPE] },
+    { value: null, codes: [TYPE] },
+    { value: {}, codes: [VALUE] },
+    { value: { label: '' }, codes: [VALUE] },
+    { value: { label: 7 }, codes: [TYPE] },
+    { value: { label: 'a', uuid }, codes: [VALUE] },
+    { value: { uuid: 'x' }, codes: [RANGE] },
+    { value: { type: '' }, codes: [RANGE] },
+    { value: { name: 'a' }, codes: [VALUE] },
+  ),
+}
+
+const fsType = kind(fc.constantFrom('ext4', 'fuse.x', 'a-b_c'), fc.constantFrom('', 'a b', 'ext4\0', '/'), (value) =>
+  typeof value === 'string' && /^[\w.-]+$/.test(value) ? undefined : [TYPE],
+)
+
+const mountOptions: Kind = {
+  right: fc.constantFrom<unknown>('', 'noatime', 'suid,dev,errors=remount-ro', [], ['a=b,c', 'nosuid'], '__proto__'),
+  wrong: fc.oneof(
+    fc.constantFrom<Wrong>(
+      { value: 'a\0', codes: [VALUE] },
+      { value: 'source=/dev/sda', codes: [VALUE] },
+      { value: ['source'], codes: [VALUE] },
+      { value: '=a', codes: [VALUE] },
+      { value: ['a', 7], codes: [TYPE] },
+    ),
+    junk
+      .filter((value) => typeof value !== 'string' && !Array.isArray(value))
+      .map((value) => ({ value, codes: [TYPE] as Code[] })),
   ),
 }
 
@@ -421,6 +485,7 @@ const attachMembers: Members = {
   number: deviceNumber,
   overlap: oneOf('refuse', 'allow', 'reuse'),
   reference: tag,
+  lock: boolean,
   signal,
   timeout,
 }
@@ -440,6 +505,21 @@ const attachOptions: Kind = {
     },
   ),
 }
+
+const mountMembers: Members = { fsType, readOnly: boolean, options: mountOptions, makeTarget: boolean, signal, timeout }
+
+/** Autoclear can only be on, and a partition says what offset and size limit are. */
+const { autoclear: _, ...windowMembers } = attachMembers
+const mountImageMembers: Members = { ...windowMembers, ...mountMembers }
+
+const size512 = kind(
+  fc.nat(1 << 30).map((blocks) => blocks * 512),
+  fc.constantFrom(1, 511, 513n, -512, '512', 0.5),
+  (value) => {
+    if (typeof value !== 'number' && typeof value !== 'bigint') return [TYPE]
+    return value >= 0 && value <= MAX && Number(value) % 512 === 0 ? undefined : [RANGE]
+  },
+)
 
 function inSwappable({ value, codes }: Wrong): Wrong {
   return { value: { readOnly: true, swappable: value }, codes }
@@ -515,8 +595,11 @@ const topLevel: Record<string, Kind[]> = {
   attach: [backingFile, attachOptions],
   open: [deviceRef, object({ signal })],
   list: [object({ all: boolean })],
-  find: [fileOrTag],
+  find: [sought],
   watch: [object({ signal })],
+  mountImage: [backingFile, optionalTarget, object(mountImageMembers)],
+  createImage: [textPath, bytes, object({ allocate: boolean, overwrite: boolean, signal, timeout })],
+  withDevice: [backingFile, attachOptions, callback],
 }
 
 const methods: Record<string, Kind[]> = {
@@ -528,7 +611,10 @@ const methods: Record<string, Kind[]> = {
   setDirectIO: [boolean],
   setBlockSize: [blockSize],
   rescanPartitions: [object({ mode: oneOf('kernel', 'user'), timeout, signal })],
-  detach: [object({ lazy: boolean, timeout, signal })],
+  detach: [object({ lazy: boolean, timeout, signal, unmount: boolean, onUnmount: callback })],
+  mount: [target, object({ ...mountMembers, partition: partitionRef })],
+  grow: [size512, object({ partition: oneOf('last'), signal, timeout })],
+  lock: [object({ signal, timeout })],
 }
 
 const controlMethods: Record<string, Kind[]> = {

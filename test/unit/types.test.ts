@@ -32,6 +32,11 @@ function isKnown(reason: LoopErrorReason): boolean {
     case 'content-differs':
     case 'destination-exists':
     case 'bad-partition-table':
+    case 'no-such-partition':
+    case 'unknown-filesystem':
+    case 'filesystem-refused':
+    case 'not-mounted':
+    case 'target':
     case 'partscan-off':
     case 'not-a-loop-device':
     case 'closed':

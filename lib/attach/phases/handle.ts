@@ -2,6 +2,7 @@
 
 import type { Phase } from '../../common/phases.ts'
 import { explain } from '../../errors/explain.ts'
+import { lockDevice } from '../../handle/device-lock.ts'
 import { Handle } from '../../handle/handle.ts'
 import { UNDOING, within } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'
@@ -97,12 +98,18 @@ export class PartitionsPhase implements Phase {
   }
 
   get isDone(): boolean {
-    return this.#isSettled || (this.#work.wanted.partscan === false && !this.#free.isHiddenFromUdev)
+    return this.#isSettled || !this.#hasWork
+  }
+
+  get #hasWork(): boolean {
+    const { lock, partscan } = this.#work.wanted
+    return lock || partscan !== false || this.#free.isHiddenFromUdev
   }
 
   async byHand(): Promise<void> {
     const { handle, wanted, deadline } = this.#work
     if (handle === undefined) throw new TypeError('there is no handle yet')
+    if (wanted.lock) await lockDevice(handle, deadline)
     // K9, 5.18 to 6.14: nothing but the close that it watches for tells udev of a new attachment.
     if (this.#free.isHiddenFromUdev) await sysfs.announce(handle.number)
     if (wanted.partscan === 'user') this.#added = await addFromTable(handle)

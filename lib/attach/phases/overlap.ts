@@ -73,6 +73,7 @@ export class LookPhase implements Phase {
     try {
       const still = (await scanAttachments(backing)).find((other) => other.number === number)
       isShared = still !== undefined && this.#isAsWanted(still)
+      handle.isShared = isShared
       return isShared ? handle : undefined
     } finally {
       if (!isShared) await handle.close()

@@ -1,0 +1,67 @@
+/** What the commands do that make and mount images. */
+
+import { createImage } from '../mount/create-image.ts'
+import { mountImage } from '../mount/mount-image.ts'
+import { unmountPath } from '../mount/unmount-path.ts'
+import type { PartitionRef } from '../partitions/ref.ts'
+import { Exit, interruptible, printJson, printWarnings, report } from './terminal.ts'
+
+interface Json {
+  json?: true
+}
+
+interface MountFlags extends Json {
+  readOnly?: true
+  options?: string
+  type?: string
+  partition?: PartitionRef
+  offset?: number
+  sizeLimit?: number
+  blockSize?: number | 'auto'
+  makeDir?: true
+  timeout?: number
+}
+
+export async function mountAction(image: string, directory: string, flags: MountFlags): Promise<void> {
+  const { json, type: fsType, makeDir: makeTarget, ...options } = flags
+  await interruptible(async (signal) => {
+    // Nobody holds on to it here: what is mounted stays when this process ends.
+    const mount = await mountImage(image, directory, { ...options, fsType, makeTarget, signal })
+    const { path, source, fsType: mounted, warnings } = mount
+    if (json) await printJson({ path, source, fsType: mounted })
+    else printWarnings(warnings)
+  })
+}
+
+interface UmountFlags extends Json {
+  lazy?: true
+  timeout?: number
+}
+
+export async function umountAction(directories: string[], { json, ...options }: UmountFlags): Promise<void> {
+  await interruptible(async (signal) => {
+    const results = []
+    let status = 0
+    for (const directory of directories) {
+      try {
+        results.push({ path: directory, result: await unmountPath(directory, { ...options, signal }) })
+      } catch (error) {
+        status = report(error, json === true)
+        if (signal.aborted) break
+      }
+    }
+    if (json) await printJson(results)
+    if (status !== 0) throw new Exit(status)
+  })
+}
+
+export async function createAction(
+  file: string,
+  size: number,
+  { json, ...options }: Json & { allocate?: true; overwrite?: true; timeout?: number },
+): Promise<void> {
+  await interruptible(async (signal) => {
+    await createImage(file, size, { ...options, signal })
+    if (json) await printJson({ path: file, size })
+  })
+}

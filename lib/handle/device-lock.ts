@@ -1,0 +1,79 @@
+/** flock(2) on the whole device: udev's rule for block devices, by which it leaves them alone meanwhile. */
+
+import { constants } from 'node:os'
+import { backoff, CHANGING, Deadline } from '../common/deadline.ts'
+import { refusal } from '../errors/errors.ts'
+import { explain } from '../errors/explain.ts'
+import { binding } from '../kernel/binding.ts'
+import { openDevice } from '../kernel/devnode.ts'
+import { close, O_RDWR } from '../kernel/files.ts'
+import type { Handle } from './handle.ts'
+
+const { EAGAIN } = constants.errno
+const LOCK_EX = 2
+const LOCK_NB = 4
+const LOCK_UN = 8
+
+/** Of each handle that has one: the lock is on its own descriptor. */
+const locks = new WeakMap<Handle, DeviceLock>()
+
+/**
+ * A device that is locked. `await using` releases it.
+ */
+export class DeviceLock implements AsyncDisposable {
+  readonly #handle: Handle
+
+  constructor(handle: Handle) {
+    this.#handle = handle
+  }
+
+  /**
+   * Lets udev at the device again, and has it look: the device is opened for writing once, and closed, which is what
+   * udev watches for. Idempotent; nothing is left to be done after detach or close.
+   */
+  async release(): Promise<void> {
+    const handle = this.#handle
+    if (locks.get(handle) !== this) return
+    locks.delete(handle)
+    if (handle.isClosing) return
+    await handle.run(async () => {
+      const answer = binding().flockSync(handle.descriptor, LOCK_UN)
+      if (answer < 0) throw handle.explain('flock', answer)
+      // Where it is mounted and must not be written meanwhile, udev has no need to look.
+      const fd = await openDevice(handle.number, O_RDWR)
+      if (fd >= 0) await close(fd)
+    }, new Deadline(CHANGING))
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.release()
+  }
+}
+
+/** The lock that the handle has already. */
+export function lockOf(handle: Handle): DeviceLock | undefined {
+  return locks.get(handle)
+}
+
+/**
+ * Waits for the lock; each try is an operation of the handle, so that others can pass between them. A handle that has it
+ * already gets the same one again.
+ *
+ * @throws `timeout` where another process keeps it, `closed`
+ */
+export async function lockDevice(handle: Handle, deadline: Deadline): Promise<DeviceLock> {
+  for (let attempt = 1; ; attempt++) {
+    deadline.throwIfAborted()
+    const answer = await handle.run(async () => binding().flockSync(handle.descriptor, LOCK_EX | LOCK_NB), deadline)
+    if (answer >= 0) break
+    if (answer !== -EAGAIN) throw explain(handle.failure('flock', answer))
+    if (await deadline.pause(backoff(attempt))) continue
+    throw refusal('timeout', 'flock', `another process has locked it (${attempt} attempts in ${deadline.waited} ms)`, {
+      path: handle.path,
+      hint: 'wait for it: udev lets go of a device in a moment, and a tool that partitions it when that is done',
+    })
+  }
+  const lock = locks.get(handle) ?? new DeviceLock(handle)
+  locks.set(handle, lock)
+  return lock
+}

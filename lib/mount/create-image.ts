@@ -1,0 +1,125 @@
+/** A new image: a sparse file, or one whose blocks are reserved. */
+
+import { constants } from 'node:os'
+import { type Bytes, checkBoolean, checkBytes, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
+import { checkDeadline, type Wait } from '../common/deadline.ts'
+import { randomHex } from '../common/digest.ts'
+import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
+import { explain } from '../errors/explain.ts'
+import { binding } from '../kernel/binding.ts'
+import * as files from '../kernel/files.ts'
+import { within } from './within.ts'
+
+const { EEXIST, EINTR, EOPNOTSUPP, EPERM } = constants.errno
+
+export interface CreateImageOptions extends Wait {
+  /**
+   * Reserves the blocks now: a full disk is told here (`no-space`), and not by lost writes in a mounted filesystem later.
+   * fallocate(2). Default false: the file is sparse.
+   */
+  allocate?: boolean | undefined
+  /** Replaces a file that is there, in one step; whoever has that open keeps it. Default false. */
+  overwrite?: boolean | undefined
+}
+
+/**
+ * Makes an image of that many bytes, which read as zeros; its mode is 0600. Under its name there is never but the whole
+ * of it: what fails leaves nothing.
+ *
+ * @throws LoopError `destination-exists`, `no-such-file` (the folder), `no-space`, `permission`, `timeout`,
+ *   `unsupported-kernel` where the filesystem cannot reserve blocks
+ */
+export async function createImage(path: string, size: Bytes, options?: CreateImageOptions): Promise<void> {
+  const given = checkOptions(options, ['allocate', 'overwrite', 'signal', 'timeout'])
+  if (typeof path !== 'string') throw wrongType('path', 'a string', path)
+  if (path === '' || path.includes('\0')) throw wrongValue('path', 'must be a path without a zero byte')
+  const bytes = checkBytes('size', size)
+  const allocate = given.allocate === undefined ? false : checkBoolean('allocate', given.allocate)
+  const overwrite = given.overwrite === undefined ? false : checkBoolean('overwrite', given.overwrite)
+  const deadline = checkDeadline(given, 10_000)
+  assertSupported()
+  deadline.throwIfAborted()
+
+  const before = await files.lstat(path)
+  if (typeof before !== 'number') assertReplaceable(path, before.isFile(), overwrite)
+  // Beside it: a file that is not whole never has the name.
+  const slash = path.lastIndexOf('/')
+  const draft = `${path.slice(0, slash + 1)}.${path.slice(slash + 1)}.loopctl-${randomHex(6)}`
+  const fd = await files.open(draft, files.O_RDWR | files.O_CREAT | files.O_EXCL, 0o600)
+  if (fd < 0) throw explain({ call: 'open', errno: fd, path }, 'create destination')
+  let isReserving = false
+  let reserving = Promise.resolve()
+  try {
+    await resize(fd, path, bytes)
+    for (const [at, length] of allocate ? piecesOf(bytes) : []) {
+      isReserving = true
+      reserving = reserve(fd, path, at, length).finally(() => (isReserving = false))
+      await within(deadline, { call: 'fallocate', path }, reserving, () => {})
+    }
+    deadline.throwIfAborted()
+    await name(draft, path, overwrite)
+  } catch (error) {
+    await files.unlink(draft)
+    throw error
+  } finally {
+    // A call that was given up on needs the descriptor as long as it runs.
+    if (isReserving) void reserving.catch(() => {}).then(() => files.close(fd))
+    else await files.close(fd)
+  }
+}
+
+function assertReplaceable(path: string, isFile: boolean, overwrite: boolean): void {
+  if (!overwrite) throw destinationExists(path)
+  if (isFile) return
+  throw refusal('not-a-file-or-block-device', 'stat', 'is there, and no regular file', { path })
+}
+
+function destinationExists(path: string): LoopError {
+  return refusal('destination-exists', 'open', 'there is a file of that name', {
+    path,
+    hint: 'take another name, or overwrite: true',
+  })
+}
+
+async function resize(fd: number, path: string, size: bigint): Promise<void> {
+  const answer = await files.truncate(fd, Number(size))
+  if (answer < 0) throw explain({ call: 'ftruncate', errno: answer, path }, 'create destination')
+}
+
+/** A call that cannot be cut short should be none that takes long. */
+const PIECE = 1n << 30n
+
+function piecesOf(size: bigint): [at: bigint, length: bigint][] {
+  return Array.from({ length: Number((size + PIECE - 1n) / PIECE) }, (_, i) => {
+    const at = BigInt(i) * PIECE
+    return [at, size - at < PIECE ? size - at : PIECE]
+  })
+}
+
+async function reserve(fd: number, path: string, at: bigint, length: bigint): Promise<void> {
+  let answer = -EINTR
+  while (answer === -EINTR) answer = await binding().fallocate(fd, 0, at, length)
+  if (answer < 0) throw explain({ call: 'fallocate', errno: answer, path }, 'create destination')
+}
+
+/** Without `overwrite` by link(2), which replaces nothing. */
+async function name(draft: string, path: string, overwrite: boolean): Promise<void> {
+  if (overwrite) {
+    const renamed = await files.rename(draft, path)
+    if (renamed < 0) throw explain({ call: 'rename', errno: renamed, path }, 'create destination')
+    return
+  }
+  const linked = await files.link(draft, path)
+  if (linked === -EEXIST) throw destinationExists(path)
+  if (linked >= 0) return void (await files.unlink(draft))
+  if (linked !== -EPERM && linked !== -EOPNOTSUPP) {
+    throw explain({ call: 'link', errno: linked, path }, 'create destination')
+  }
+  // FAT has no links: an empty file takes the name first.
+  const taken = await files.open(path, files.O_WRONLY | files.O_CREAT | files.O_EXCL)
+  if (taken === -EEXIST) throw destinationExists(path)
+  if (taken < 0) throw explain({ call: 'open', errno: taken, path }, 'create destination')
+  await files.close(taken)
+  const renamed = await files.rename(draft, path)
+  if (renamed < 0) throw explain({ call: 'rename', errno: renamed, path }, 'create destination')
+}

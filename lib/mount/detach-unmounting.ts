@@ -1,0 +1,137 @@
+/** Detaching a device together with what is mounted from it. */
+
+import { checkBoolean, checkFunction, checkOptions } from '../common/arguments.ts'
+import { checkDeadline, type Deadline } from '../common/deadline.ts'
+import { detach, type DetachOptions, type DetachResult } from '../detach/detach.ts'
+import { detachSync } from '../detach/sync.ts'
+import { dispose, disposeSync } from '../detach/dispose.ts'
+import { LoopError, refusal } from '../errors/errors.ts'
+import { explain } from '../errors/explain.ts'
+import type { Handle } from '../handle/handle.ts'
+import { devicePath } from '../kernel/devnode.ts'
+import { type Mount as Listed, readMounts } from '../kernel/mountinfo.ts'
+import * as sysfs from '../kernel/sysfs.ts'
+import { mountsOf } from './mount.ts'
+import { unmount } from './unmount.ts'
+
+export interface DetachUnmountingOptions extends DetachOptions {
+  /**
+   * Unmount first what is mounted from the device and its partitions in this mount namespace, the deepest first. What
+   * has files open rejects with `in-use`; what was unmounted before it stays so, and the error says it. Default false.
+   */
+  unmount?: boolean | undefined
+  /** Called with the place of each mount that was unmounted; a private mount's is its path. */
+  onUnmount?: ((path: string) => void) | undefined
+}
+
+/** {@link detach}, after unmounting where that is asked for. */
+export async function detachUnmounting(handle: Handle, options?: DetachUnmountingOptions): Promise<DetachResult> {
+  const {
+    unmount: wanted,
+    onUnmount,
+    ...rest
+  } = checkOptions(options, ['lazy', 'force', 'timeout', 'signal', 'unmount', 'onUnmount'])
+  const unmounts = wanted === undefined ? false : checkBoolean('unmount', wanted)
+  if (onUnmount !== undefined) checkFunction('onUnmount', onUnmount)
+  if (!unmounts) {
+    if (rest.lazy !== true) assertNotPrivate(handle)
+    return detach(handle, rest)
+  }
+  if (rest.lazy !== undefined) checkBoolean('lazy', rest.lazy)
+  const deadline = checkDeadline(rest, 4_000)
+  const done: string[] = []
+  try {
+    await handle.run(
+      () =>
+        unmountAll(handle, rest.lazy === true, deadline, (path) => {
+          done.push(path)
+          onUnmount?.(path)
+        }),
+      deadline,
+    )
+    return await detach(handle, { ...rest, timeout: deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left)) })
+  } catch (error) {
+    throw done.length > 0 && LoopError.is(error) ? telling(error, done) : error
+  }
+}
+
+/** Private mounts are in no table: whoever looks for what holds the device would not find them. */
+function assertNotPrivate(handle: Handle): void {
+  if (handle.isClosing) return
+  const holders = mountsOf(handle)
+    .filter(({ target }) => target === null)
+    .map(({ source, path, fsType }) => ({ device: source, kind: 'mount' as const, mountPoint: path, fsType }))
+  if (holders.length === 0) return
+  throw refusal('in-use', 'ioctl', `a private mount of it is at ${holders.map((one) => one.mountPoint).join(', ')}`, {
+    path: handle.path,
+    ioctl: 'LOOP_CLR_FD',
+    holders,
+    hint: 'unmount it first, or detach with unmount: true',
+  })
+}
+
+/** The same error, which says what had been done before it. */
+function telling(error: LoopError, done: readonly string[]): LoopError {
+  const { reason, errno, syscall, ioctl, path, backingFile, hint, holders, message } = error
+  const prefix = `${error.code}: ${[ioctl ?? syscall, path].filter((word) => word !== undefined).join(' ')}: `
+  const detail = `${message.startsWith(prefix) ? message.slice(prefix.length) : message} (unmounted before: ${done.join(', ')})`
+  return new LoopError({ reason, errno, syscall, ioctl, path, backingFile, hint, holders, detail, cause: error })
+}
+
+async function unmountAll(
+  handle: Handle,
+  lazy: boolean,
+  deadline: Deadline,
+  onUnmount: (path: string) => void,
+): Promise<void> {
+  await handle.readInfo()
+  const options = { lazy, timeout: deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left)) }
+  for (const listed of await mountsInTree(handle.number)) {
+    deadline.throwIfAborted()
+    const { id, mountPoint, source, fsType } = listed
+    const own = mountsOf(handle).find((mount) => mount.has(id, mountPoint))
+    if (own) await own.unmount(options)
+    else await unmount({ source, fsType, target: mountPoint, id: BigInt(id), unique: undefined }, lazy, deadline)
+    onUnmount(mountPoint)
+  }
+  for (const own of mountsOf(handle)) {
+    if (own.target !== null) continue
+    await own.unmount(options)
+    onUnmount(own.path)
+  }
+}
+
+function depth({ mountPoint }: Listed): number {
+  return mountPoint.split('/').length
+}
+
+/** What is mounted from the device and its partitions, in the order in which it can be unmounted. */
+async function mountsInTree(number: number): Promise<Listed[]> {
+  const mounts = await readMounts()
+  if (typeof mounts === 'number') throw explain({ call: 'open', errno: mounts, path: '/proc/self/mountinfo' })
+  const partitions = sysfs.readPartitions(number)
+  const devices = new Set([sysfs.readDeviceNumbers(number), ...partitions.map(({ device }) => device)])
+  const paths = new Set([devicePath(number), ...partitions.map(({ path }) => path)])
+  const ours = mounts.filter(({ device, source }) => {
+    // btrfs shows a device of its own
+    return devices.has(device) || (device.startsWith('0:') && paths.has(source))
+  })
+  return ours.toReversed().toSorted((a, b) => depth(b) - depth(a))
+}
+
+/** Dispose of the device: what was mounted through the handle is unmounted first, lazily where it is busy. */
+export async function disposeUnmounting(handle: Handle): Promise<void> {
+  for (const mount of mountsOf(handle)) await mount[Symbol.asyncDispose]()
+  await dispose(handle)
+}
+
+export function disposeUnmountingSync(handle: Handle): void {
+  for (const mount of mountsOf(handle)) mount[Symbol.dispose]()
+  disposeSync(handle)
+}
+
+/** {@link detachSync}, after letting go of the private mounts, which end with this process in any case. */
+export function detachUnmountingSync(handle: Handle): DetachResult {
+  for (const mount of mountsOf(handle)) if (mount.target === null) mount[Symbol.dispose]()
+  return detachSync(handle)
+}

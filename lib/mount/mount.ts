@@ -1,0 +1,255 @@
+/** From an attached device to its files: the kernel's mount API, and the mount that comes of it. */
+
+import { constants } from 'node:os'
+import { checkBoolean, checkOptions } from '../common/arguments.ts'
+import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
+import type { Warning } from '../common/warnings.ts'
+import { detach } from '../detach/detach.ts'
+import { detachSync } from '../detach/sync.ts'
+import { disposeSync } from '../detach/dispose.ts'
+import { LoopError, refusal } from '../errors/errors.ts'
+import type { Handle } from '../handle/handle.ts'
+import { binding } from '../kernel/binding.ts'
+import { O_EXCL, O_RDONLY } from '../kernel/files.ts'
+import { encodePath } from '../kernel/uapi.ts'
+import { close } from './target.ts'
+import { busy, findMounted, type Mounted, unmount, type UnmountResult, unmountSync } from './unmount.ts'
+import { findUsersInFamily } from './users.ts'
+
+const { EBUSY } = constants.errno
+
+export interface UnmountOptions extends Wait {
+  /** Where files of it are open, take it out of the tree and let the kernel do the rest after that. Default false. */
+  lazy?: boolean | undefined
+}
+
+/** A mount as it was made. */
+export interface MadeMount {
+  source: string
+  fsType: string
+  /** Null: it is private. */
+  target: string | null
+  /** Of a private mount; -1 for one in the tree, which a descriptor would keep busy. */
+  fd: number
+  /** The number that mountinfo shows. */
+  id: bigint
+  /** A number that no other mount ever gets, kernel 6.8; before that the same. */
+  unique: bigint | undefined
+}
+
+/** The mounts that were made through a handle, and are not unmounted. */
+const made = new WeakMap<Handle, Set<Mount>>()
+
+/** The mounts of the handle, the last one first. */
+export function mountsOf(handle: Handle): Mount[] {
+  return [...(made.get(handle) ?? [])].toReversed()
+}
+
+/** Milliseconds for an unmount. */
+const TIMEOUT = 4_000
+
+/**
+ * A mounted filesystem: made by `device.mount()`, or by `mountImage()`, whose device goes with it. `await using`
+ * unmounts it, lazily where files of it are open.
+ */
+export class Mount implements AsyncDisposable, Disposable {
+  /** Where its files are: the target, or `/proc/PID/fd/N` of a private mount. */
+  readonly path: string
+  /** The folder that it is mounted on, as the kernel calls it; null for a private mount. */
+  readonly target: string | null
+  /** The node of the device or the partition. */
+  readonly source: string
+  /** The kernel's name of the filesystem. */
+  readonly fsType: string
+  readonly #handle: Handle
+  readonly #made: MadeMount
+  /** Of a private mount, which lives as long as its descriptor. */
+  #fd: number
+  #isMounted = true
+  /** An unmount was given up on, and may have happened after that. */
+  #isUnmounting = false
+  #takesDevice = false
+  #queue: Promise<unknown> = Promise.resolve()
+
+  constructor(handle: Handle, mount: MadeMount) {
+    this.#handle = handle
+    this.#made = mount
+    this.#fd = mount.fd
+    this.target = mount.target
+    this.path = mount.target ?? `/proc/${process.pid}/fd/${mount.fd}`
+    this.source = mount.source
+    this.fsType = mount.fsType
+    const others = made.get(handle) ?? new Set<Mount>()
+    made.set(handle, others.add(this))
+  }
+
+  /** What is allowed and odd about the device or its image. */
+  get warnings(): readonly Warning[] {
+    return this.#handle.warnings.list
+  }
+
+  /** Whether it is the mount of that number, as mountinfo shows it. */
+  has(id: number, target: string): boolean {
+    return this.#isMounted && this.target === target && this.#made.id === BigInt(id)
+  }
+
+  /** From now on the device goes with the mount. */
+  takeDevice(): this {
+    this.#takesDevice = true
+    return this
+  }
+
+  /**
+   * Unmounts, and detaches the device where it came with the mount. Where files of it are open, rejects with `in-use`
+   * and who has them; `lazy: true` leaves it to the kernel instead: `'deferred'`. Of a private mount only this process
+   * and those that it started are looked at; where others use its files, it is `'deferred'` too.
+   *
+   * umount2(2); of a private mount close(2). Milliseconds of `timeout`: 4 000 by default.
+   *
+   * @throws LoopError `in-use`, `not-mounted`, `permission`, `timeout`
+   */
+  unmount(options?: UnmountOptions): Promise<UnmountResult> {
+    const given = checkOptions(options, ['lazy', 'signal', 'timeout'])
+    const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
+    const deadline = checkDeadline(given, TIMEOUT)
+    const result = this.#queue.then(() => this.#unmount(lazy, deadline, given.signal))
+    this.#queue = result.catch(() => {})
+    return result
+  }
+
+  /**
+   * {@link unmount} for process exit handlers, at once.
+   *
+   * @throws LoopError `in-use`, `not-mounted`, `permission`
+   */
+  unmountSync(options?: { lazy?: boolean | undefined }): UnmountResult {
+    const given = checkOptions(options, ['lazy'])
+    const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
+    if (this.#isOver) throw this.#notMounted()
+    let result: UnmountResult = 'unmounted'
+    if (this.#isMounted) {
+      if (this.target === null) close(this.#take())
+      else result = unmountSync(this.#mountedAt(this.target), lazy)
+      this.#forget()
+      if (this.target === null && this.#isHeld(binding().openSync(...this.#probe))) result = 'deferred'
+    }
+    if (!this.#takesDevice) return result
+    this.#takesDevice = false
+    if (this.#handle.owned) return detachSync(this.#handle) === 'detached' ? result : 'deferred'
+    this.#handle.closeSync()
+    return result
+  }
+
+  /** Unmounts, lazily where files of it are open, without waiting; the device that came with it goes too. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#isOver) return
+    try {
+      await this.unmount({ lazy: true })
+    } catch (error) {
+      if (!isNothingLeft(error)) throw error
+    }
+  }
+
+  /** As `Symbol.asyncDispose`, at once. */
+  [Symbol.dispose](): void {
+    if (this.#isOver) return
+    try {
+      this.unmountSync({ lazy: true })
+    } catch (error) {
+      if (!isNothingLeft(error)) throw error
+    } finally {
+      if (this.#takesDevice) disposeSync(this.#handle)
+    }
+  }
+
+  get #isOver(): boolean {
+    return !this.#isMounted && !this.#takesDevice
+  }
+
+  async #unmount(lazy: boolean, deadline: Deadline, signal: AbortSignal | undefined): Promise<UnmountResult> {
+    if (this.#isOver) throw this.#notMounted()
+    let result: UnmountResult = 'unmounted'
+    let lost: LoopError | undefined
+    if (this.#isMounted) {
+      try {
+        result = await this.#unmountOnly(lazy, deadline)
+      } catch (error) {
+        // Moved, it is still to be unmounted.
+        if (!LoopError.is(error, 'not-mounted') || findMounted(this.#made) !== undefined) throw error
+        if (!this.#isUnmounting) lost = error
+        this.#forget()
+      }
+    }
+    if (this.#takesDevice) {
+      const timeout = deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left))
+      const isLazy = lazy || result === 'deferred'
+      // One that was there before, and is shared, stays.
+      if (!this.#handle.owned) await this.#handle.close()
+      else if ((await detach(this.#handle, { lazy: isLazy, timeout, signal })) === 'deferred') result = 'deferred'
+      this.#takesDevice = false
+    }
+    if (lost !== undefined) throw lost
+    return result
+  }
+
+  async #unmountOnly(lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
+    if (this.target === null) return this.#letGo(lazy, deadline)
+    try {
+      const result = await unmount(this.#mountedAt(this.target), lazy, deadline)
+      this.#forget()
+      return result
+    } catch (error) {
+      if (LoopError.is(error, 'timeout') || !LoopError.is(error)) this.#isUnmounting = true
+      throw error
+    }
+  }
+
+  /** Of a private mount. It is in no tree, so that nothing but its files can keep it. */
+  async #letGo(lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
+    deadline.throwIfAborted()
+    if (!lazy) {
+      const users = await findUsersInFamily(this.#made, [this.#fd])
+      if (users.length > 0) throw busy({ target: this.path }, users, undefined)
+    }
+    const fd = this.#take()
+    this.#forget()
+    await binding().close(fd)
+    return this.#isHeld(await binding().open(...this.#probe)) ? 'deferred' : 'unmounted'
+  }
+
+  /** Opens the device exclusively: refused while the filesystem, or somebody else, still holds it. */
+  get #probe(): [path: Uint8Array, flags: number] {
+    return [encodePath(this.source), O_RDONLY | O_EXCL]
+  }
+
+  #isHeld(probe: number): boolean {
+    close(probe)
+    return probe === -EBUSY
+  }
+
+  #mountedAt(target: string): Mounted {
+    return { ...this.#made, target }
+  }
+
+  #take(): number {
+    const fd = this.#fd
+    this.#fd = -1
+    return fd
+  }
+
+  #forget(): void {
+    this.#isMounted = false
+    made.get(this.#handle)?.delete(this)
+  }
+
+  #notMounted(): LoopError {
+    return refusal('not-mounted', 'umount2', 'it was unmounted already', { path: this.path })
+  }
+}
+
+/** Unmounted by somebody else, or detached already. */
+function isNothingLeft(error: unknown): boolean {
+  return (
+    LoopError.is(error) && ['not-mounted', 'closed', 'not-attached', 'detaching', 'replaced'].includes(error.reason)
+  )
+}

@@ -1,0 +1,105 @@
+/** device.lock(): flock(2) on the device, as udev wants it; /proc/locks is the witness. */
+
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync, statSync } from 'node:fs'
+import { describe, expect, onTestFinished } from 'vitest'
+import { attach, open } from '../../lib/index.ts'
+import { env, needs } from '../needs.ts'
+import { failure, hasUdev, test } from '../kernel/support.ts'
+import { times } from '../scale.ts'
+import { expectDetached } from './support.ts'
+
+/** Whether another process could have the lock. */
+function isLocked(path: string): boolean {
+  return spawnSync('flock', ['--nonblock', '--exclusive', path, 'true']).status !== 0
+}
+
+const hasFlock = findMissing('locks', 'flock').length === 0
+
+describe.runIf(hasFlock)('the lock', () => {
+  test('is there until it is released, and keeps nobody from the device', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    expect(isLocked(device.path)).toBe(false)
+    const lock = await device.lock()
+    expect(isLocked(device.path)).toBe(true)
+    const { ino } = statSync(device.path)
+    expect(readFileSync('/proc/locks', 'utf8')).toMatch(new RegExp(`FLOCK .* WRITE ${process.pid} .*:${ino} `))
+    expect(await device.lock()).toBe(lock)
+    execFileSync('mkfs.ext4', ['-q', device.path], { env })
+
+    await lock.release()
+    expect(isLocked(device.path)).toBe(false)
+    await lock.release()
+    {
+      await using again = await device.lock()
+      expect(again).not.toBe(lock)
+      expect(isLocked(device.path)).toBe(true)
+    }
+    expect(isLocked(device.path)).toBe(false)
+  })
+
+  test('ends with detach, with release, and with close', async ({ image }) => {
+    const file = image('disk')
+    for (const end of ['detach', 'release', 'close'] as const) {
+      const device = await attach(file, { lock: true })
+      const other = await open(device.number)
+      expect(isLocked(device.path)).toBe(true)
+      const lock = await device.lock()
+      await (end === 'detach' ? device.detach({ lazy: true }) : device[end]())
+      expect(isLocked(device.path), end).toBe(false)
+      await lock.release()
+      await other.detach()
+      expectDetached(file)
+    }
+  })
+
+  test('of another process is waited for, until the time is up or the caller gives up', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    const child = spawn('flock', ['--exclusive', device.path, 'sh', '-c', 'echo ready; exec cat'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    })
+    onTestFinished(() => void child.kill('SIGKILL'))
+    const exit = once(child, 'exit')
+    await once(child.stdout, 'data')
+    const error = await failure('timeout', () => device.lock({ timeout: 30 }))
+    expect(error).toMatchObject({ code: 'ETIMEDOUT', syscall: 'flock', path: device.path })
+    await failure('timeout', () => device.lock({ timeout: 0 }))
+    const reason = new Error('enough')
+    await expect(device.lock({ signal: AbortSignal.abort(reason) })).rejects.toBe(reason)
+    // Other operations pass while it waits.
+    const waiting = device.lock()
+    expect((await device.status()).attached).toBe(true)
+    child.stdin.end()
+    await exit
+    const lock = await waiting
+    expect(isLocked(device.path)).toBe(true)
+    await lock.release()
+  })
+
+  test('attach with lock: another process has it: undone; the command with --lock', async ({ image }) => {
+    const file = image('disk')
+    const command = new URL('../../dist/cli/main.js', import.meta.url).pathname
+    const script = 'flock --nonblock --exclusive "$LOOP_DEVICE" true && echo free || echo locked'
+    for (const [words, said] of [
+      [[], 'free'],
+      [['--lock'], 'locked'],
+    ] as const) {
+      const run = [command, 'run', ...words, file, '--', 'sh', '-c', script]
+      expect(execFileSync(process.execPath, run, { encoding: 'utf8' }).trim()).toBe(said)
+    }
+    await expect(attach(file, { lock: 1 as never })).rejects.toBeInstanceOf(TypeError)
+    await expect((await attach(file, { lock: true })).detach()).resolves.toBe('detached')
+  })
+})
+
+test.runIf(hasUdev && hasFlock)('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+  const file = image('disk', 16 << 20)
+  for (let i = 0; i < times(200); i++) {
+    await using device = await attach(file, { lock: true })
+    execFileSync('mkfs.ext4', ['-q', '-F', device.path], { env })
+    // Nobody else has it open: udev would.
+    expect((await device.holders()).filter(({ kind }) => kind === 'process')).toEqual([])
+    await device.detach()
+  }
+})
