@@ -37,6 +37,7 @@ export type LoopErrorReason =
   | 'content-differs'
   | 'destination-exists'
   | 'bad-partition-table'
+  | 'no-such-partition'
   | 'partscan-off'
   | 'not-a-loop-device'
   | 'closed'
@@ -129,6 +130,7 @@ type OwnReason =
   | 'content-differs'
   | 'destination-exists'
   | 'bad-partition-table'
+  | 'no-such-partition'
   | 'no-space'
   | 'size-mismatch'
   | 'not-read-only'
@@ -157,6 +159,7 @@ const OWN_CODES: Record<OwnReason, keyof typeof constants.errno> = {
   'content-differs': 'EILSEQ',
   'destination-exists': 'EEXIST',
   'bad-partition-table': 'EINVAL',
+  'no-such-partition': 'ENOENT',
   'no-space': 'ENOSPC',
   'size-mismatch': 'EINVAL',
   'not-read-only': 'EINVAL',
