@@ -1,5 +1,6 @@
 export { type BackingFile, type Bytes } from './common/arguments.ts'
 export { type AttachOptions } from './attach/options.ts'
+export { readPartitionTable, type TableOptions } from './attach/window.ts'
 export { type Wait } from './common/deadline.ts'
 export { type Warning, type WarningCode } from './common/warnings.ts'
 export { type ChangeOptions } from './change/change.ts'

@@ -10,6 +10,7 @@ import {
   wrongType,
   wrongValue,
 } from '../common/arguments.ts'
+import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import type { Settings } from './configure.ts'
 
 /** How to attach. Everything is optional; `undefined` counts as absent. */
@@ -41,6 +42,12 @@ export interface AttachOptions {
    * each partition has its node. Default false.
    */
   partscan?: boolean | 'kernel' | 'user' | undefined
+  /**
+   * One partition of the image, without the kernel's partitions: the device begins where it begins, and ends where it
+   * ends, or with the file. `no-such-partition` where none or several match. Not with `offset`, `sizeLimit` or
+   * `partscan`.
+   */
+  partition?: PartitionRef | undefined
   /**
    * `'auto'`, the default: a node that is missing in a /dev which the kernel does not look after, a container's, is made
    * with mknod(2); `node-missing` where that is not allowed. `false`: none is made.
@@ -81,6 +88,7 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
   'blockSize',
   'directIO',
   'partscan',
+  'partition',
   'createNode',
   'autoclear',
   'number',
@@ -95,6 +103,7 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
 export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockSize'> {
   blockSize: number | 'auto' | undefined
   partscan: boolean | 'kernel' | 'user'
+  partition: PartitionRef | undefined
   createNode: boolean
   /** Undefined: the descriptor decides. */
   readOnly: boolean | undefined
@@ -110,7 +119,10 @@ export function isScanWanted({ partscan }: Pick<Wanted, 'partscan'>): boolean {
 /** @throws TypeError, RangeError */
 export function checkWanted(given: AttachOptions): Wanted {
   const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, createNode } = given
-  const { autoclear, number, overlap, reference } = given
+  const { autoclear, number, overlap, reference, partition } = given
+  if (partition !== undefined && (offset !== undefined || sizeLimit !== undefined || (partscan ?? false) !== false)) {
+    throw wrongValue('partition', 'cannot be had with offset, sizeLimit or partscan')
+  }
   if (partscan !== undefined && !([true, false, 'kernel', 'user'] as unknown[]).includes(partscan)) {
     throw wrongType('partscan', "a boolean, 'kernel' or 'user'", partscan)
   }
@@ -131,6 +143,7 @@ export function checkWanted(given: AttachOptions): Wanted {
       blockSize === undefined || blockSize === 'auto' ? blockSize : checkBlockSize('blockSize', blockSize, 65_536),
     directIO: directIO ?? false,
     partscan: partscan ?? false,
+    partition: partition === undefined ? undefined : checkPartitionRef(partition),
     createNode: createNode !== false,
     autoclear: autoclear === undefined ? true : checkBoolean('autoclear', autoclear),
     number: number === undefined ? undefined : checkLoopNumber(number),

@@ -54,6 +54,8 @@ export interface TableEntry extends Omit<TablePartition, 'start' | 'size'> {
 /** A table as it was found. */
 export interface FoundTable extends Omit<PartitionTable, 'partitions'> {
   partitions: TableEntry[]
+  /** Left out of them, for they end beyond the end of the image; cut there. */
+  reachingBeyond: TableEntry[]
   /** GPT: the primary header or its entries were damaged, and this is what the backup at the end says. */
   usedBackup: boolean
   /** Whether a kernel that has a parser for this type of table reads it too, from a device of these blocks. */

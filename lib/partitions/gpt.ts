@@ -188,6 +188,7 @@ function gptTable(
 ): FoundTable {
   const blockSize = BigInt(disk.blockSize)
   const partitions: TableEntry[] = []
+  const reachingBeyond: TableEntry[] = []
   for (let index = 0; index < copy.entryCount; index++) {
     const bytes = copy.entries.subarray(index * copy.entrySize, (index + 1) * copy.entrySize)
     if (bytes.subarray(0, 16).every((byte) => byte === 0)) continue
@@ -197,16 +198,18 @@ function gptTable(
     const problem = whyLeftOut(disk, start, last)
     if (problem !== undefined) {
       warnings.push(warning('partition-left-out', `partition ${number} ${problem}; it is left out`))
-      continue
+      if (last < start || start >= disk.blocks) continue
     }
     const type = readGuid(bytes, 0)
     const typeName = GPT_TYPES.get(type)
     const label = readLabel(bytes)
     const attributes = bytes.readBigUInt64LE(48)
-    partitions.push({
+    const list = problem === undefined ? partitions : reachingBeyond
+    const end = problem === undefined ? last + 1n : disk.blocks
+    list.push({
       number,
       start: start * blockSize,
-      size: (last - start + 1n) * blockSize,
+      size: (end - start) * blockSize,
       readOnly: (attributes & ATTRIBUTE_READ_ONLY) !== 0n,
       table: 'gpt',
       type,
@@ -216,7 +219,7 @@ function gptTable(
       bootable: (attributes & ATTRIBUTE_BOOTABLE) !== 0n,
     })
   }
-  return { table: 'gpt', blockSize: disk.blockSize, diskId: copy.diskId, ...told, warnings, partitions }
+  return { table: 'gpt', blockSize: disk.blockSize, diskId: copy.diskId, ...told, warnings, partitions, reachingBeyond }
 }
 
 const ATTRIBUTE_BOOTABLE = 1n << 2n

@@ -99,6 +99,7 @@ export async function readMbr(disk: Disk, sector: Buffer, primaries: MbrEntry[])
     isForKernel: true,
     warnings,
     partitions,
+    reachingBeyond: [],
   }
 }
 
