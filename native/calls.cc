@@ -177,12 +177,15 @@ long Flock(Arguments& a) { return Answer(::flock(a.Int(0), a.Int(1))); }
 // Takes a write lease and gives it back: succeeds only where no other open file has the inode, a loop
 // device's included. Whoever breaks the lease in that instant has the kernel send SIGURG, which is ignored
 // by default, in place of SIGIO, which ends the process.
-long LeaseProbe(Arguments& a) {
-  const int fd = a.Int(0);
+long LeaseOf(int fd, int type) {
   if (::fcntl(fd, F_SETSIG, SIGURG) != 0) return -errno;
-  if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return -errno;
+  if (::fcntl(fd, F_SETLEASE, type) != 0) return -errno;
   return Answer(::fcntl(fd, F_SETLEASE, F_UNLCK));
 }
+long LeaseProbe(Arguments& a) { return LeaseOf(a.Int(0), F_WRLCK); }
+// The same with a read lease, on a descriptor that is open for reading only: succeeds only where no open
+// file of the inode can be written.
+long LeaseProbeRead(Arguments& a) { return LeaseOf(a.Int(0), F_RDLCK); }
 // musl has a function only since 1.2.5.
 long StatxOf(int fd, const char* path, int flags, void* out) {
   return Answer(::syscall(SYS_statx, fd, path, flags, STATX_BASIC_STATS, out));
@@ -324,41 +327,42 @@ long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 using enum Parameter;
 
 constexpr Call kCalls[] = {
-    {"loopCtlAdd", LoopCtlAdd, {kFd, kInt}, 0, Effect::kAdds},
-    {"loopCtlRemove", LoopCtlRemove, {kFd, kInt}},
-    {"loopCtlGetFree", LoopCtlGetFree, {kFd}},
-    {"loopSetFd", LoopSetFd, {kFd, kFd}, 0, Effect::kAttaches},
-    {"loopChangeFd", LoopChangeFd, {kFd, kFd}},
-    {"loopClrFd", LoopClrFd, {kFd}, 0, Effect::kDetaches},
-    {"loopConfigure", LoopConfigure, {kFd, kFd, kIn}, sizeof(struct loop_config), Effect::kAttaches},
-    {"loopConfigureProbe", LoopConfigureProbe, {kFd}},
-    {"loopGetStatus64", LoopGetStatus64, {kFd, kOut}, sizeof(struct loop_info64)},
-    {"loopSetStatus64", LoopSetStatus64, {kFd, kIn}, sizeof(struct loop_info64)},
-    {"loopSetCapacity", LoopSetCapacity, {kFd}},
-    {"loopSetDirectIo", LoopSetDirectIo, {kFd, kInt}},
-    {"loopSetBlockSize", LoopSetBlockSize, {kFd, kInt}},
-    {"blkGetSize64", BlkGetSize64, {kFd, kOut}, sizeof(std::uint64_t)},
-    {"blkGetDiskSeq", BlkGetDiskSeq, {kFd}},
-    {"blkSszGet", BlkSszGet, {kFd}},
-    {"blkRoGet", BlkRoGet, {kFd}},
-    {"blkRoSet", BlkRoSet, {kFd, kInt}},
-    {"blkFlsBuf", BlkFlsBuf, {kFd}},
-    {"blkRrPart", BlkRrPart, {kFd}},
-    {"blkPgAddPartition", BlkPgAddPartition, {kFd, kInt, kU64, kU64}},
-    {"blkPgResizePartition", BlkPgResizePartition, {kFd, kInt, kU64, kU64}},
-    {"blkPgDelPartition", BlkPgDelPartition, {kFd, kInt}},
-    {"fcntlGetFl", FcntlGetFl, {kFd}},
-    {"fcntlSetFl", FcntlSetFl, {kFd, kInt}},
-    {"fcntlGetSeals", FcntlGetSeals, {kFd}},
-    {"flock", Flock, {kFd, kInt}},
-    {"leaseProbe", LeaseProbe, {kFd}},
-    {"lseekData", LseekData, {kFd, kU64}},
-    {"lseekHole", LseekHole, {kFd, kU64}},
-    {"copyFileRange", CopyFileRange, {kFd, kFd, kU64, kU64}},
-    {"ficlone", FiClone, {kFd, kFd}},
-    {"fadviseDontNeed", FadviseDontNeed, {kFd}},
-    {"statx", Statx, {kFd, kOut}, sizeof(struct statx)},
-    {"statxCached", StatxCached, {kFd, kOut}, sizeof(struct statx)},
+    {"loopCtlAdd", LoopCtlAdd, {kInt, kInt}},
+    {"loopCtlRemove", LoopCtlRemove, {kInt, kInt}},
+    {"loopCtlGetFree", LoopCtlGetFree, {kInt}},
+    {"loopSetFd", LoopSetFd, {kInt, kInt}},
+    {"loopChangeFd", LoopChangeFd, {kInt, kInt}},
+    {"loopClrFd", LoopClrFd, {kInt}},
+    {"loopConfigure", LoopConfigure, {kInt, kInt, kIn}, sizeof(struct loop_config)},
+    {"loopConfigureProbe", LoopConfigureProbe, {kInt}},
+    {"loopGetStatus64", LoopGetStatus64, {kInt, kOut}, sizeof(struct loop_info64)},
+    {"loopSetStatus64", LoopSetStatus64, {kInt, kIn}, sizeof(struct loop_info64)},
+    {"loopSetCapacity", LoopSetCapacity, {kInt}},
+    {"loopSetDirectIo", LoopSetDirectIo, {kInt, kInt}},
+    {"loopSetBlockSize", LoopSetBlockSize, {kInt, kInt}},
+    {"blkGetSize64", BlkGetSize64, {kInt, kOut}, sizeof(std::uint64_t)},
+    {"blkGetDiskSeq", BlkGetDiskSeq, {kInt}},
+    {"blkSszGet", BlkSszGet, {kInt}},
+    {"blkRoGet", BlkRoGet, {kInt}},
+    {"blkRoSet", BlkRoSet, {kInt, kInt}},
+    {"blkFlsBuf", BlkFlsBuf, {kInt}},
+    {"blkRrPart", BlkRrPart, {kInt}},
+    {"blkPgAddPartition", BlkPgAddPartition, {kInt, kInt, kU64, kU64}},
+    {"blkPgResizePartition", BlkPgResizePartition, {kInt, kInt, kU64, kU64}},
+    {"blkPgDelPartition", BlkPgDelPartition, {kInt, kInt}},
+    {"fcntlGetFl", FcntlGetFl, {kInt}},
+    {"fcntlSetFl", FcntlSetFl, {kInt, kInt}},
+    {"fcntlGetSeals", FcntlGetSeals, {kInt}},
+    {"flock", Flock, {kInt, kInt}},
+    {"leaseProbe", LeaseProbe, {kInt}},
+    {"leaseProbeRead", LeaseProbeRead, {kInt}},
+    {"lseekData", LseekData, {kInt, kU64}},
+    {"lseekHole", LseekHole, {kInt, kU64}},
+    {"copyFileRange", CopyFileRange, {kInt, kInt, kU64, kU64}},
+    {"ficlone", FiClone, {kInt, kInt}},
+    {"fadviseDontNeed", FadviseDontNeed, {kInt}},
+    {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
+    {"statxCached", StatxCached, {kInt, kOut}, sizeof(struct statx)},
     {"statxPath", StatxPath, {kPath, kOut}, sizeof(struct statx)},
     {"statxLink", StatxLink, {kPath, kOut}, sizeof(struct statx)},
     {"create", Create, {kPath, kInt, kInt}, 0, Effect::kCreates},

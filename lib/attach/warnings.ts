@@ -1,5 +1,6 @@
 /** What is allowed and odd about an attachment, found out when it is made. */
 
+import { constants } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
 import { describeAlignment } from '../errors/evidence.ts'
 import type { Handle } from '../handle/handle.ts'
@@ -17,8 +18,18 @@ import { scanAttachments } from './overlap.ts'
 export interface Attached {
   backing: Backing
   settings: Settings
-  /** Somebody else has the file open, as the lease probe tells; false also where it could not be asked. */
+  /** {@link isWrittenElsewhere} */
   isOpenElsewhere: boolean
+}
+
+/**
+ * Whether somebody else may have the file open for writing. The lease probe is granted although the device has the file:
+ * that is the same open file. False also where it cannot be asked: of descriptors that were given, of block devices.
+ */
+export function isWrittenElsewhere({ fd, opened }: Backing, { readOnly }: Settings): boolean {
+  if (!opened) return false
+  const answer = readOnly ? binding().leaseProbeReadSync(fd) : binding().leaseProbeSync(fd)
+  return answer === -constants.errno.EAGAIN
 }
 
 export async function warnOfAttachment(handle: Handle, attached: Attached): Promise<void> {
@@ -26,7 +37,8 @@ export async function warnOfAttachment(handle: Handle, attached: Attached): Prom
   warnOfTail(handle, backing, settings)
   if (settings.directIO === 'prefer') await warnOfBuffering(handle)
   if (backing.rdevice !== undefined) await warnOfMounts(handle, formatDevice(backing.rdevice))
-  if (isOpenElsewhere) await warnOfWriters(handle, backing)
+  // Whoever shares an attachment shares what its owner was told.
+  if (isOpenElsewhere && handle.owned) await warnOfWriters(handle, backing)
 }
 
 /** A device has whole sectors, and is read in whole blocks. */

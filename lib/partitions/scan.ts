@@ -44,8 +44,7 @@ export function hasNoParser({ table }: FoundTable): boolean {
 export async function showPartitions(handle: Handle, mode: ScanMode, deadline: Deadline): Promise<void> {
   let added: readonly Range[] = []
   try {
-    const table = mode === 'user' ? await findTableOf(handle) : await findTableIfAny(handle)
-    tell(handle, table?.warnings ?? [])
+    const table = await (mode === 'user' ? mustFindTable(handle) : tryToFindTable(handle))
     const isForUs = mode === 'user' || (mode === 'any' && table !== undefined && hasNoParser(table))
     if (!isForUs) await settlePartitions(handle, deadline)
     if (isForUs || isMissing(handle, table, mode)) {
@@ -87,16 +86,25 @@ export function tell(handle: Handle, warnings: readonly Warning[]): void {
   for (const { code, message, hint } of warnings) handle.warnings.add(code, message, hint)
 }
 
-/** Where the kernel looks for itself, a table that cannot be read is no reason to fail: it shows nothing, and we say why. */
-async function findTableIfAny(handle: Handle): Promise<FoundTable | undefined> {
+/** Where the kernel looks for itself, a table that cannot be read is no reason to fail: we say why nothing is shown. */
+async function tryToFindTable(handle: Handle): Promise<FoundTable | undefined> {
   try {
-    return await findTableOf(handle)
+    const table = await findTableOf(handle)
+    tell(handle, table?.warnings ?? [])
+    return table
   } catch (error) {
     if (!LoopError.is(error, 'bad-partition-table') && !LoopError.is(error, 'io')) throw error
     const said = LoopError.is(error, 'io') ? 'the partition table cannot be read' : 'the partition table is damaged'
     tell(handle, [warning('gpt-backup', `${said}: ${error.message}`)])
     return undefined
   }
+}
+
+/** @throws `bad-partition-table`, `io` */
+async function mustFindTable(handle: Handle): Promise<FoundTable | undefined> {
+  const table = await findTableOf(handle)
+  tell(handle, table?.warnings ?? [])
+  return table
 }
 
 function toRanges(handle: Handle, table: FoundTable | undefined): Range[] {

@@ -1,6 +1,6 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { beforeEach, describe, expect } from 'vitest'
+import { describe, expect, onTestFinished } from 'vitest'
 import type { Partition } from '../../lib/index.ts'
 import { needs } from '../needs.ts'
 import { sysfs, test } from './support.ts'
@@ -20,11 +20,17 @@ function partitioned(file: string): string {
   return file
 }
 
+/** Kernels without a parser for the table, as that of a small virtual machine may be, are told of. */
+function withoutNoParser(stderr: string): string {
+  return stderr.replace(/^loopctl: warning: this kernel has no parser for the GPT, which has 2 partitions: .*\n/, '')
+}
+
 /** Attaches, which has to print the device; detached when the test is done with it. */
 function attached(words: string[], use: (path: string, number: number) => void): void {
   const { status, stdout, stderr } = loopctl('attach', ...words)
-  expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
   const path = stdout.trim()
+  onTestFinished(() => void (existsSync(`/sys/block/${path.slice('/dev/'.length)}/loop`) && loopctl('detach', path)))
+  expect({ status, stderr: withoutNoParser(stderr) }).toEqual({ status: 0, stderr: '' })
   try {
     use(path, Number(/^\/dev\/loop(\d+)$/.exec(path)?.[1]))
   } finally {
@@ -79,7 +85,8 @@ describe('an optional value is one only after =', () => {
         expect(sysfs(number, 'loop/backing_file')).toBe(file)
         const byUser = words.some((word) => word.endsWith('=user'))
         expect(sysfs(number, 'loop/partscan')).toBe(byUser ? '0' : '1')
-        if (byUser) expect(existsSync(`${path}p1`)).toBe(true)
+        expect(existsSync(`${path}p1`)).toBe(true)
+        expect(existsSync(`${path}p2`)).toBe(true)
         expect(sysfs(number, 'ro')).toBe(
           words.some((word) => word.includes('r') && !word.startsWith('--') && word !== '-P=user') ? '1' : '0',
         )

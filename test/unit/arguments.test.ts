@@ -423,6 +423,7 @@ describe('attach', () => {
       blockSize: undefined,
       directIO: undefined,
       partscan: undefined,
+      partition: undefined,
       createNode: undefined,
       autoclear: undefined,
       number: undefined,

@@ -32,6 +32,7 @@ function isKnown(reason: LoopErrorReason): boolean {
     case 'content-differs':
     case 'destination-exists':
     case 'bad-partition-table':
+    case 'no-such-partition':
     case 'partscan-off':
     case 'not-a-loop-device':
     case 'closed':
