@@ -3,6 +3,7 @@
 import { constants } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
 import { describeAlignment } from '../errors/evidence.ts'
+import type { Warning } from '../common/warnings.ts'
 import type { Handle } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
 import { devicePath } from '../kernel/devnode.ts'
@@ -14,14 +15,6 @@ import type { Backing } from './backing.ts'
 import type { Settings } from './configure.ts'
 import { scanAttachments } from './overlap.ts'
 
-/** What is known of the backing file when the device is attached. */
-export interface Attached {
-  backing: Backing
-  settings: Settings
-  /** {@link isWrittenElsewhere} */
-  isOpenElsewhere: boolean
-}
-
 /**
  * Whether somebody else may have the file open for writing. The lease probe is granted although the device has the file:
  * that is the same open file. False also where it cannot be asked: of descriptors that were given, of block devices.
@@ -32,13 +25,16 @@ export function isWrittenElsewhere({ fd, opened }: Backing, { readOnly }: Settin
   return answer === -constants.errno.EAGAIN
 }
 
-export async function warnOfAttachment(handle: Handle, attached: Attached): Promise<void> {
-  const { backing, settings, isOpenElsewhere } = attached
+/** Of the window of the file, and of what was asked for and is not in effect. */
+export function warnOfSettings(
+  handle: Handle,
+  backing: Backing,
+  settings: Settings,
+  oddities: readonly Warning[],
+): void {
+  for (const { code, message, hint } of oddities) handle.warnings.add(code, message, hint)
   warnOfTail(handle, backing, settings)
-  if (settings.directIO === 'prefer') await warnOfBuffering(handle)
-  if (backing.rdevice !== undefined) await warnOfMounts(handle, formatDevice(backing.rdevice))
-  // Whoever shares an attachment shares what its owner was told.
-  if (isOpenElsewhere && handle.owned) await warnOfWriters(handle, backing)
+  if (settings.directIO === 'prefer') warnOfBuffering(handle)
 }
 
 /** A device has whole sectors, and is read in whole blocks. */
@@ -74,9 +70,9 @@ function warnOfTail(handle: Handle, { size }: Backing, { offset, sizeLimit }: Se
 
 const WHOLE_SECTORS = 'truncate --size=%512 makes it whole sectors, with zeros'
 
-async function warnOfBuffering(handle: Handle): Promise<void> {
-  const { info } = await handle.readInfo()
-  if ((info.flags & LO_FLAGS_DIRECT_IO) !== 0) return
+function warnOfBuffering(handle: Handle): void {
+  const flags = binding().loopGetFlagsSync(handle.descriptor)
+  if (flags < 0 || (flags & LO_FLAGS_DIRECT_IO) !== 0) return
   const why = describeAlignment(handle.failure('LOOP_SET_DIRECT_IO', -1))
   handle.warnings.add(
     'direct-io-buffered',
@@ -86,7 +82,9 @@ async function warnOfBuffering(handle: Handle): Promise<void> {
 }
 
 /** The disk of a partition, the partitions of a disk: they share bytes. */
-async function warnOfMounts(handle: Handle, device: string): Promise<void> {
+export async function warnOfMounts(handle: Handle, { rdevice }: Backing): Promise<void> {
+  if (rdevice === undefined) return
+  const device = formatDevice(rdevice)
   const parts = sysfs.readSharingDevices(device)
   const mounts = await readMounts()
   if (typeof mounts === 'number') return
@@ -103,7 +101,7 @@ async function warnOfMounts(handle: Handle, device: string): Promise<void> {
   }
 }
 
-async function warnOfWriters(handle: Handle, backing: Backing): Promise<void> {
+export async function warnOfWriters(handle: Handle, backing: Backing): Promise<void> {
   const loops = (await scanAttachments(backing)).filter(({ number, readOnly }) => number !== handle.number && !readOnly)
   const writers = loops.map(({ number }) => `${devicePath(number)} is attached to it`)
   for await (const { pid, command } of findWriters(backing)) writers.push(`process ${pid} (${command}) has it open`)

@@ -37,11 +37,11 @@ export function hasNoParser({ table }: FoundTable): boolean {
 
 /**
  * After an attach, or where the kernel has just looked by itself: the partitions are there, with their nodes, and what
- * is odd about the table is among the warnings. What was added is removed again where that fails.
+ * is odd about the table is among the warnings. Answers what was added, which is removed again where that fails.
  *
  * @throws `bad-partition-table` for 'user', `io`, `permission`, `node-missing`, `timeout`
  */
-export async function showPartitions(handle: Handle, mode: ScanMode, deadline: Deadline): Promise<void> {
+export async function showPartitions(handle: Handle, mode: ScanMode, deadline: Deadline): Promise<readonly Range[]> {
   let added: readonly Range[] = []
   try {
     const table = await (mode === 'user' ? mustFindTable(handle) : tryToFindTable(handle))
@@ -51,6 +51,7 @@ export async function showPartitions(handle: Handle, mode: ScanMode, deadline: D
       added = await addFrom(handle, table)
       await settlePartitions(handle, deadline)
     }
+    return added
   } catch (error) {
     await removePresent(handle, added)
     throw error
