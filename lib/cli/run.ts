@@ -5,14 +5,15 @@ import { constants } from 'node:os'
 import type { AttachOptions } from '../attach/options.ts'
 import { attach, type LoopDevice } from '../device.ts'
 import { LoopError } from '../errors/errors.ts'
-import { warn } from './terminal.ts'
+import { fileArgument, printWarnings, warn } from './terminal.ts'
 
 const PASSED_ON = ['SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const
 
 /** Resolves to the command's exit status: 128 and the signal's number where one ended it, as in a shell. */
 export async function runWithDevice(file: string, options: AttachOptions, command: string[]): Promise<number> {
   // Until the command runs, a signal ends this process, and autoclear takes the device down with it.
-  const device = await attach(file, { ...options, autoclear: true })
+  const device = await attach(fileArgument(file), { ...options, autoclear: true })
+  printWarnings(device.warnings)
   try {
     return await runCommand(command, device.path)
   } finally {

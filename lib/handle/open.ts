@@ -1,20 +1,19 @@
 /** A handle of a device that somebody else attached, or of a free one. */
 
 import { constants } from 'node:os'
-import { checkInteger, checkLoopNumber, wrongType, wrongValue } from '../common/arguments.ts'
-import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
-import { assertSupported } from '../errors/errors.ts'
-import { explained } from '../errors/given-up.ts'
+import { checkInteger, checkLoopNumber, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
+import { checkDeadline } from '../common/deadline.ts'
+import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
-import { devicePath, openDevice } from '../kernel/devnode.ts'
+import { binding } from '../kernel/binding.ts'
+import { devicePath, numberOfNode, openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
 import { isBound } from '../kernel/sysfs.ts'
 import { decodeInfo, newInfo } from '../kernel/uapi.ts'
 import { Handle } from './handle.ts'
 import type { LoopRef } from './identity.ts'
 
-/** 7, `'/dev/loop7'`, `'loop7'`, or an identity: `device.ref`, a LoopInfo. */
+/** 7, `'/dev/loop7'`, `'loop7'`, the path of a link to it (`/dev/disk/by-...`), or an identity: `device.ref`, a LoopInfo. */
 export type DeviceRef = number | string | Readonly<LoopRef>
 
 export interface OpenOptions extends Wait {
@@ -27,12 +26,16 @@ export interface OpenOptions extends Wait {
  *   `detaching`, `permission`
  */
 export async function openHandle(device: DeviceRef, options?: OpenOptions): Promise<Handle> {
-  const ref = checkDeviceRef(device)
-  const { number } = ref
-  const deadline = checkWait(options, LOOKING)
+  const given = checkOptions(options, ['signal'])
+  const named = checkDeviceRef(device)
+  const deadline = checkDeadline(given, 0)
   assertSupported()
   deadline.throwIfAborted()
-  const handle = await explained(() => openAndIdentify(number, deadline.bound))
+  const ref = 'link' in named ? { number: resolveLink(named.link) } : named
+  const { number } = ref
+  const fd = await openDevice(number, O_RDONLY)
+  if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
+  const handle = await identify(number, fd)
   try {
     deadline.throwIfAborted()
     handle.assertIs(ref)
@@ -58,34 +61,24 @@ async function openAndIdentify(number: number, bound: Bound): Promise<Handle> {
   throw explain({ call: 'LOOP_GET_STATUS64', errno: answer, path: devicePath(number), number })
 }
 
-const { EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM } = constants.errno
-
-/**
- * What LOOP_GET_STATUS64 answers of the device itself, or of our descriptor; every other error is that of the backing
- * file's filesystem, which it asks.
- */
-export const OF_DEVICE: ReadonlySet<number> = new Set([EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM])
-
-/** Undefined: it does not answer. */
-async function askInHalfTime(
-  number: number,
-  fd: number,
-  bytes: Uint8Array,
-  { left, signal }: Bound,
-): Promise<number | undefined> {
-  try {
-    return await within({ left: left / 2, signal }, number).loopGetStatus64(fd, bytes)
-  } catch (error) {
-    if (error instanceof GivenUp && !error.isAborted) return undefined
-    await close(fd)
-    throw error
-  }
+/** @throws `no-such-device`, `not-a-loop-device` */
+function resolveLink(path: string): number {
+  const found = numberOfNode(path)
+  if (typeof found === 'number') return found
+  if (found === 'not there') throw refusal('no-such-device', 'stat', 'there is nothing of that name', { path })
+  const disk = /\/dev\/loop\d+$/.exec(found)?.[0]
+  throw refusal('not-a-loop-device', 'stat', `is ${found}`, {
+    path,
+    hint: disk === undefined ? undefined : `give ${disk}`,
+  })
 }
 
-export function checkDeviceRef(value: unknown): LoopRef {
+/** A path that is not that of a node by its name has to be looked up. */
+export function checkDeviceRef(value: unknown): LoopRef | { link: string } {
   if (typeof value === 'number') return { number: checkLoopNumber(value) }
   if (typeof value === 'string') {
     const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(value)?.[1]
+    if (digits === undefined && value.includes('/') && !value.includes('\0')) return { link: value }
     if (digits === undefined)
       throw wrongValue('device', `must look like loop7 or /dev/loop7, not ${JSON.stringify(value)}`)
     return { number: checkLoopNumber(Number(digits)) }

@@ -1,16 +1,8 @@
 /** The devices that a file, or a reference, is attached to. */
 
-import { constants } from 'node:os'
-import {
-  type BackingFile,
-  checkBackingFile,
-  checkBoolean,
-  checkOptions,
-  checkReference,
-  type FileArgument,
-} from '../common/arguments.ts'
-import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
-import { assertSupported, refusal } from '../errors/errors.ts'
+import { basename, dirname, join } from 'node:path'
+import { type BackingFile, checkBackingFile, checkReference, type FileArgument } from '../common/arguments.ts'
+import { assertSupported } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { explained } from '../errors/given-up.ts'
 import { type Answers, askDevices, type Silence } from '../handle/ask.ts'
@@ -54,10 +46,27 @@ export async function find(what: BackingFile | { reference: string }, options?: 
   return explained(async () => findWanted(await sameFile(argument, deadline.bound), unconfirmed, deadline))
 }
 
-interface Wanted {
-  is: (info: LoopInfo64) => boolean
-  /** Of a device that cannot be asked. */
-  couldBe: (number: number) => Promise<boolean>
+/** The devices attached to a file that had this path and was deleted; what is there now is another file, or nothing. */
+export async function findOfDeleted(path: string | Buffer): Promise<LoopInfo[]> {
+  const there = files.realPathSync(path)
+  const folder = typeof there === 'string' ? undefined : files.realPathSync(dirname(path.toString()))
+  const whole =
+    typeof there === 'string' ? there : typeof folder === 'string' && join(folder, basename(path.toString()))
+  if (whole === false) return []
+  const infos = await readInfos(
+    [...(await readAttached())].flatMap(([number, text]) => (text === `${whole} (deleted)` ? number : [])),
+    false,
+  )
+  return infos.filter(({ backingFile, backingDeleted }) => backingDeleted && backingFile === whole)
+}
+
+/** The path of the backing file by the device's number, null where it is too long to be shown. */
+async function readAttached(): Promise<Map<number, string | null>> {
+  const numbers = await sysfs.readNumbers()
+  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
+  const found = await sysfs.readBackingFiles(numbers)
+  if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
+  return found
 }
 
 async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {

@@ -142,8 +142,8 @@ export function describeTable(found: FoundTable, deviceBlockSize: number): Parti
     blockSize,
     diskId,
     partitions: partitions.map((partition) => {
-      const { extended: _, start, ...entry } = partition
-      return { ...entry, start: Number(start), size: Number(shownSize(partition, deviceBlockSize)) }
+      const { extended: _, number, start, size: __, ...entry } = partition
+      return { number, start: Number(start), size: Number(shownSize(partition, deviceBlockSize)), ...entry }
     }),
     warnings,
   }
