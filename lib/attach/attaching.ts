@@ -37,8 +37,8 @@ export class Attaching {
   isAttached = false
   /** What is odd about the window of the file. */
   oddities: readonly Warning[] = []
-  /** Nobody else has the file open, as the lease probe after LOOP_CONFIGURE tells. */
-  isUnshared = false
+  /** Whether nobody else has the file open, as the lease probe after LOOP_CONFIGURE tells; undefined before that. */
+  isUnshared: boolean | undefined
   /** What is in effect, once it has been looked at. */
   info: LoopInfo64 | undefined
   /** The result: of the new attachment, or of one that is there already and is shared. */

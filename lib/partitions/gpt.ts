@@ -67,17 +67,15 @@ export async function readGpt(disk: Disk, primaries: readonly MbrEntry[]): Promi
   // The kernel and sfdisk take it for protective only from block 1 on, and for no table otherwise.
   if (!primaries.some(({ type, start }) => type === GPT_PROTECTIVE && start === 1)) return undefined
   const primary = await readGptCopy(disk, 1n)
-  if (typeof primary !== 'string') {
-    const warnings = await checkBackup(disk, primary)
-    const isForKernel = primary.entrySize === GPT_ENTRY_BYTES && primary.lastUsable < disk.blocks
-    return withHybrid(disk, primaries, gptTable(disk, primary, { usedBackup: false, isForKernel }, warnings))
-  }
-  const problems = [`primary in block 1: ${primary}`]
+  const isCut = typeof primary !== 'string' && primary.lastUsable >= disk.blocks
+  if (typeof primary !== 'string' && !isCut) return withHybrid(disk, primaries, await tableOfPrimary(disk, primary))
+  const problem = typeof primary === 'string' ? primary : `its last usable block is ${primary.lastUsable}`
+  const problems = [`primary in block 1: ${problem}`]
   for (const block of new Set([await primaryAlternate(disk), disk.blocks - 1n])) {
     if (block === undefined || block <= 1n) continue
     const backup = await readGptCopy(disk, block)
     if (typeof backup !== 'string') {
-      const message = `the primary GPT is damaged (${primary}): the backup in block ${block} is used`
+      const message = `the primary GPT is damaged (${problem}): the backup in block ${block} is used`
       const warnings = [
         warning('gpt-backup', message, 'the kernel does not use it: write the table anew, with sfdisk or sgdisk'),
       ]
@@ -85,9 +83,17 @@ export async function readGpt(disk: Disk, primaries: readonly MbrEntry[]): Promi
     }
     problems.push(`backup in block ${block}: ${backup}`)
   }
+  // Of an image that was cut: what is left of it can be used, though the kernel takes no such table.
+  if (typeof primary !== 'string') return withHybrid(disk, primaries, await tableOfPrimary(disk, primary))
   const other = await readForOtherBlocks(disk, primaries)
   if (other) return other
   throw bad(disk, `no copy of the GPT is whole: ${problems.join('; ')}`)
+}
+
+async function tableOfPrimary(disk: Disk, primary: GptCopy): Promise<FoundTable> {
+  const warnings = await checkBackup(disk, primary)
+  const isForKernel = primary.entrySize === GPT_ENTRY_BYTES && primary.lastUsable < disk.blocks
+  return gptTable(disk, primary, { usedBackup: false, isForKernel }, warnings)
 }
 
 /** A table that was made for a disk of other blocks; the kernel does not see it. */
@@ -140,7 +146,6 @@ async function readGptCopy(disk: Disk, block: bigint): Promise<GptCopy | string>
   const header = parseGptHeader(await readBlocks(disk, block, 1), block)
   if (typeof header === 'string') return header
   const { firstUsable, lastUsable, entriesBlock, entryCount, entrySize, entriesCrc } = header
-  // That the last usable block is on the disk, as the kernel wants it, is not true of an image that was cut.
   if (firstUsable > lastUsable) return `its usable blocks are ${firstUsable} to ${lastUsable}`
   if (entrySize % GPT_ENTRY_BYTES !== 0 || !isPowerOfTwo(entrySize / GPT_ENTRY_BYTES)) {
     return `its entries have ${entrySize} bytes`

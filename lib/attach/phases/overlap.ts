@@ -103,7 +103,7 @@ export class GuardPhase implements Phase {
     const probed = sequence.call('leaseProbe', this.#work.file)
     return () => {
       this.#isDone = probed.succeeded
-      this.#work.isUnshared = probed.succeeded
+      if (probed.answer !== undefined) this.#work.isUnshared = probed.succeeded
     }
   }
 

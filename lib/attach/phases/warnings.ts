@@ -31,6 +31,8 @@ export class WarningsPhase implements Phase {
     const { argument, settings, wanted, backing } = work
     if (!('path' in argument) || backing?.rdevice !== undefined || settings.directIO !== false) return undefined
     const isLookedAt = wanted.overlap !== 'allow'
+    // What is to be found out about the others wants the file open.
+    if (isLookedAt && work.isUnshared === false) return undefined
     const probed = isLookedAt ? undefined : sequence.try(settings.readOnly ? 'leaseProbeRead' : 'leaseProbe', work.file)
     return () => {
       this.#backing = work.backing
