@@ -147,7 +147,7 @@ async function findNext(backing: Backing, offset: bigint): Promise<Warning[]> {
     if (LoopError.is(error)) return []
     throw error
   }
-  const [own] = (found?.partitions ?? []).filter(({ start, size }) => start <= offset && offset < start + size)
+  const own = found?.partitions.find(({ start, size }) => start <= offset && offset < start + size)
   if (found === undefined || found.partitions.length === 0) return []
   const end = own && own.start + own.size
   if (end !== undefined && end >= backing.size) return []

@@ -78,9 +78,15 @@ export function checkDeviceRef(value: unknown): LoopRef | { link: string } {
   if (typeof value === 'number') return { number: checkLoopNumber(value) }
   if (typeof value === 'string') {
     const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(value)?.[1]
-    if (digits === undefined && value.includes('/') && !value.includes('\0')) return { link: value }
+    if (digits === undefined && /^\/(?!dev\/loop)[^\0]*$/s.test(value)) return { link: value }
+    const whole = /^(?:\/dev\/)?(loop\d+)p\d+$/.exec(value)?.[1]
+    if (whole !== undefined)
+      throw wrongValue('device', `must not be a partition, as ${value} is: its device is /dev/${whole}`)
     if (digits === undefined)
-      throw wrongValue('device', `must look like loop7 or /dev/loop7, not ${JSON.stringify(value)}`)
+      throw wrongValue(
+        'device',
+        `must look like loop7 or /dev/loop7, or be the path of a link to it, not ${JSON.stringify(value)}`,
+      )
     return { number: checkLoopNumber(Number(digits)) }
   }
   if (typeof value !== 'object' || value === null || !('number' in value)) {

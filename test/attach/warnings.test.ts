@@ -30,6 +30,8 @@ const expectCode = (said: string[], code: WarningCode, message: RegExp): void =>
   expect(said[0]?.startsWith(`${code}: `)).toBe(true)
 }
 
+const empty = ({ number }: LoopDevice): void => expect(sysfs(number, 'size')).toBe('0')
+
 describe('the end of the file', () => {
   test('whole sectors: nothing to say, whatever the block size', async ({ image }) => {
     const file = image('whole', MiB)
@@ -62,7 +64,6 @@ describe('the end of the file', () => {
 
   test('nothing to see: an offset beyond the end, a file of less than a sector', async ({ image }) => {
     const whole = image('whole', MiB)
-    const empty = ({ number }: LoopDevice): void => expect(sysfs(number, 'size')).toBe('0')
     expectCode(
       await warningsOf(whole, { offset: 2 * MiB, sizeLimit: 512 }, empty),
       'nothing-to-see',
@@ -229,9 +230,9 @@ describe('partition', () => {
       closeSync(fd)
       await device.detach()
       const bytes = Buffer.alloc(7)
-      const image = openSync(file, 'r')
-      readSync(image, bytes, 0, 7, 2 * MiB)
-      closeSync(image)
+      const opened = openSync(file, 'r')
+      readSync(opened, bytes, 0, 7, 2 * MiB)
+      closeSync(opened)
       expect(bytes.toString()).toBe('written')
     }
     const mbr = image('mbr', 8 * MiB)

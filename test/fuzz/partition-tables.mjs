@@ -304,6 +304,9 @@ const text = (parts) => parts.map(({ number, start, size }) => `${number} ${star
 const said = (own, pattern) =>
   own.found?.warnings.some((/** @type {any} */ { message }) => pattern.test(message)) ?? false
 
+/** @param {Reading} of */
+const primaries = ({ parts }) => text(parts.filter(({ number }) => number <= 4))
+
 /** Of both copies of a GPT, where they belong. @param {Buffer} image */
 const headers = (image) =>
   [512, (BLOCKS - 1) * 512, image.length - 512]
@@ -368,7 +371,6 @@ const DIFFERENCES = [
     reason:
       'in broken chains each program goes its own way: entries 3 and 4, positions beyond 2 ** 32, links back; the kernel goes ours',
     is: (own, other) => {
-      const primaries = (/** @type {Reading} */ { parts }) => text(parts.filter(({ number }) => number <= 4))
       return own.kind === 'mbr' && primaries(own) === primaries(other)
     },
   },

@@ -52,7 +52,7 @@ interface Short {
   }[]
 }
 
-function short(found: FoundTable): Short {
+function shorten(found: FoundTable): Short {
   const { table: kind, diskId, usedBackup, warnings, partitions } = found
   expect(partitions.every((partition) => partition.table === kind)).toBe(true)
   return {
@@ -72,7 +72,7 @@ function short(found: FoundTable): Short {
 
 async function read(bytes: Uint8Array, blockSize = 512): Promise<Short | undefined> {
   const found = await findTable(readerOf(bytes, blockSize), BigInt(bytes.length), blockSize)
-  return found && short(found)
+  return found && shorten(found)
 }
 
 /** The codes and messages of the warnings. */
@@ -664,6 +664,9 @@ describe('GPT', () => {
   })
 })
 
+const numbersOf = async (image: Buffer): Promise<number[]> =>
+  (await table(image)).partitions.map(({ number }) => number)
+
 describe('MBR', () => {
   /** An extended partition in blocks 100 to 1099. */
   const CONTAINER: Entry = [5, 100, 1000]
@@ -815,9 +818,6 @@ describe('MBR', () => {
   })
 
   const LEFT_OUT = 'partition-left-out: the chain of logical partitions'
-  const numbersOf = async (image: Buffer): Promise<number[]> =>
-    (await table(image)).partitions.map(({ number }) => number)
-
   test('a chain that loops, to itself and to an earlier one, ends there', async () => {
     const self = bootRecord(mbr([CONTAINER]), 100, [
       [0x83, 1, 10],

@@ -415,7 +415,7 @@ const attachMembers: Members = {
   sizeLimit: bytes,
   blockSize: attachBlockSize,
   directIO: oneOf(true, false, 'prefer'),
-  partscan: oneOf(true, false, 'user'),
+  partscan: oneOf(true, false, 'kernel', 'user'),
   createNode: oneOf('auto', false),
   autoclear: boolean,
   number: deviceNumber,
@@ -516,6 +516,7 @@ const topLevel: Record<string, Kind[]> = {
   open: [deviceRef, object({ signal })],
   list: [object({ all: boolean })],
   find: [fileOrTag],
+  readPartitionTable: [backingFile, object({ blockSize, timeout, signal })],
   watch: [object({ signal })],
 }
 
