@@ -128,7 +128,7 @@ async function reopen(given: number, stat: files.FileStat, path: string, bound: 
 }
 
 /** It can be opened for writing, and every write to it is then lost with EIO: only BLKROGET tells. */
-function isReadOnlyDevice(stat: BigIntStats): boolean {
+function isReadOnlyDevice(stat: files.FileStat): boolean {
   return stat.isBlockDevice() && isReadOnlySync(formatDevice(stat.rdev))
 }
 

@@ -1,9 +1,10 @@
 /** Which bytes of the backing file a device shows: given as they are, or as those of a partition. */
 
 import { type BackingFile, checkBackingFile, checkBlockSize, checkOptions } from '../common/arguments.ts'
-import { checkDeadline, type Wait } from '../common/deadline.ts'
+import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { readBlockSizeSync } from '../kernel/sysfs.ts'
 import { formatDevice, visibleSize } from '../kernel/uapi.ts'
 import { describeTable, formatBytes, type FoundTable, type PartitionTable } from '../partitions/disk.ts'
@@ -31,12 +32,12 @@ export async function readPartitionTable(file: BackingFile, options?: TableOptio
   const given = checkOptions(options, ['blockSize', 'signal', 'timeout'])
   const argument = checkBackingFile(file)
   const blockSize = given.blockSize === undefined ? undefined : checkBlockSize('blockSize', given.blockSize, 65_536)
-  const deadline = checkDeadline(given, 5_000)
+  const deadline = checkDeadline(given, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
   const backing = await openBacking(argument, true, deadline)
   try {
-    const found = await findTableOfFile(backing, blockSize)
+    const found = await findTableOfFile(backing, blockSize, deadline.bound)
     deadline.throwIfAborted()
     if (found) return describeTable(found, found.blockSize)
     const { path } = backing
@@ -47,19 +48,23 @@ export async function readPartitionTable(file: BackingFile, options?: TableOptio
 }
 
 /** @throws `bad-partition-table`, `io` */
-async function findTableOfFile(backing: Backing, blockSize?: number): Promise<FoundTable | undefined> {
-  const used = blockSize ?? (await gptBlockSize(backing)) ?? ownBlockSize(backing)
-  return findTableIn(windowOf(backing, used), used)
+async function findTableOfFile(
+  backing: Backing,
+  blockSize: number | undefined,
+  bound: Bound,
+): Promise<FoundTable | undefined> {
+  const used = blockSize ?? (await gptBlockSize(backing, bound)) ?? ownBlockSize(backing)
+  return findTableIn(windowOf(backing, used, bound), used)
 }
 
-function gptBlockSize(backing: Backing): Promise<number | undefined> {
-  const window = windowOf(backing, 512)
+function gptBlockSize(backing: Backing, bound: Bound): Promise<number | undefined> {
+  const window = windowOf(backing, 512, bound)
   return probeGptBlockSize(readerOf(window), window.size)
 }
 
 /** In whole blocks: what is left at the end no device shows. */
-function windowOf({ fd, size, path }: Backing, blockSize: number): Window {
-  return { fd, offset: 0n, size: size - (size % BigInt(blockSize)), path }
+function windowOf({ fd, size, path }: Backing, blockSize: number, bound: Bound): Window {
+  return { fd, offset: 0n, size: size - (size % BigInt(blockSize)), path, bound }
 }
 
 function ownBlockSize({ rdevice }: Backing): number {
@@ -89,20 +94,24 @@ function isUnbounded({ offset, sizeLimit }: Pick<Wanted, 'offset' | 'sizeLimit'>
  *
  * @throws `no-such-partition`, `bad-partition-table`, `io`
  */
-export async function chooseWindow(backing: Backing, wanted: Wanted): Promise<Choice> {
+export async function chooseWindow(backing: Backing, wanted: Wanted, bound: Bound): Promise<Choice> {
   const { partition, offset, sizeLimit, blockSize } = wanted
-  if (partition !== undefined) return findWindow(backing, partition, blockSize)
+  if (partition !== undefined) return findWindow(backing, partition, blockSize, bound)
   return {
     offset,
     sizeLimit,
-    blockSize: blockSize === 'auto' ? await probeBlockSize(backing, wanted) : blockSize,
-    warnings: isUnbounded(wanted) ? await findNext(backing, offset) : [],
+    blockSize: blockSize === 'auto' ? await probeBlockSize(backing, wanted, bound) : blockSize,
+    warnings: isUnbounded(wanted) ? await findNext(backing, offset, bound) : [],
   }
 }
 
 /** That of the GPT in the window of the file; undefined where there is none. */
-async function probeBlockSize({ fd, path, size }: Backing, { offset, sizeLimit }: Wanted): Promise<number | undefined> {
-  const window = { fd, path, offset, size: visibleSize(size, offset, sizeLimit) }
+async function probeBlockSize(
+  { fd, path, size }: Backing,
+  { offset, sizeLimit }: Wanted,
+  bound: Bound,
+): Promise<number | undefined> {
+  const window = { fd, path, bound, offset, size: visibleSize(size, offset, sizeLimit) }
   return probeGptBlockSize(readerOf(window), window.size)
 }
 
@@ -110,10 +119,15 @@ async function probeBlockSize({ fd, path, size }: Backing, { offset, sizeLimit }
  * One that reaches beyond the end is cut there, also in a GPT, where the kernel would leave it out: it was asked for by
  * name.
  */
-async function findWindow(backing: Backing, ref: PartitionRef, asked: Wanted['blockSize']): Promise<Choice> {
+async function findWindow(
+  backing: Backing,
+  ref: PartitionRef,
+  asked: Wanted['blockSize'],
+  bound: Bound,
+): Promise<Choice> {
   // A GPT says itself which blocks it counts in; for an MBR those that the device is to have are the best guess.
-  const blockSize = (await gptBlockSize(backing)) ?? (typeof asked === 'number' ? asked : undefined)
-  const found = await findTableOfFile(backing, blockSize)
+  const blockSize = (await gptBlockSize(backing, bound)) ?? (typeof asked === 'number' ? asked : undefined)
+  const found = await findTableOfFile(backing, blockSize, bound)
   const whole = found && { ...found, partitions: [...found.partitions, ...found.reachingBeyond] }
   const { number } = findPartition(whole && describeTable(whole, whole.blockSize), ref, backing.path)
   const entry = whole?.partitions.find((partition) => partition.number === number)
@@ -138,10 +152,10 @@ function warningsOf({ usedBackup, warnings }: FoundTable, number: number): Warni
 }
 
 /** Without a size limit the device goes on over what comes next in the image. */
-async function findNext(backing: Backing, offset: bigint): Promise<Warning[]> {
+async function findNext(backing: Backing, offset: bigint, bound: Bound): Promise<Warning[]> {
   let found: FoundTable | undefined
   try {
-    found = await findTableOfFile(backing)
+    found = await findTableOfFile(backing, undefined, bound)
   } catch (error) {
     // Then the image is read for this alone, and says nothing.
     if (LoopError.is(error)) return []

@@ -72,9 +72,9 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
     await handle.renewDetach()
     // With the flag the kernel looks for partitions, and drops those that it does not find.
     if (given.partscan && (info.flags & LO_FLAGS_PARTSCAN) === 0) {
-      await showPartitions(handle, 'any', new Deadline(5_000))
+      await showPartitions(handle, 'any', deadline)
     }
-  })
+  }, deadline)
 }
 
 /** LOOP_SET_CAPACITY, after the backing file grew or shrank. Partitions are not looked at again. */

@@ -1,11 +1,12 @@
 /** A handle of a device that somebody else attached, or of a free one. */
 
 import { constants } from 'node:os'
-import { checkInteger, checkLoopNumber, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
-import { checkDeadline } from '../common/deadline.ts'
+import { checkInteger, checkLoopNumber, wrongType, wrongValue } from '../common/arguments.ts'
+import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import { explain } from '../errors/explain.ts'
-import { binding } from '../kernel/binding.ts'
+import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
 import { devicePath, numberOfNode, openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
 import { isBound } from '../kernel/sysfs.ts'
@@ -26,16 +27,13 @@ export interface OpenOptions extends Wait {
  *   `detaching`, `permission`
  */
 export async function openHandle(device: DeviceRef, options?: OpenOptions): Promise<Handle> {
-  const given = checkOptions(options, ['signal'])
   const named = checkDeviceRef(device)
-  const deadline = checkDeadline(given, 0)
+  const deadline = checkWait(options, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
   const ref = 'link' in named ? { number: resolveLink(named.link) } : named
   const { number } = ref
-  const fd = await openDevice(number, O_RDONLY)
-  if (fd < 0) throw explain({ call: 'open', errno: fd, path: devicePath(number), number }, 'open device')
-  const handle = await identify(number, fd)
+  const handle = await explained(() => openAndIdentify(number, deadline.bound))
   try {
     deadline.throwIfAborted()
     handle.assertIs(ref)
@@ -59,6 +57,30 @@ async function openAndIdentify(number: number, bound: Bound): Promise<Handle> {
   }
   await close(fd)
   throw explain({ call: 'LOOP_GET_STATUS64', errno: answer, path: devicePath(number), number })
+}
+
+const { EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM } = constants.errno
+
+/**
+ * What LOOP_GET_STATUS64 answers of the device itself, or of our descriptor; every other error is that of the backing
+ * file's filesystem, which it asks.
+ */
+export const OF_DEVICE: ReadonlySet<number> = new Set([EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM])
+
+/** Undefined: it does not answer. */
+async function askInHalfTime(
+  number: number,
+  fd: number,
+  bytes: Uint8Array,
+  { left, signal }: Bound,
+): Promise<number | undefined> {
+  try {
+    return await within({ left: left / 2, signal }, number).loopGetStatus64(fd, bytes)
+  } catch (error) {
+    if (error instanceof GivenUp && !error.isAborted) return undefined
+    await close(fd)
+    throw error
+  }
 }
 
 /** @throws `no-such-device`, `not-a-loop-device` */

@@ -2,8 +2,9 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
+import { type Bound, within } from './bounded.ts'
 import { minorOfDevice, numberOfMinor } from './features.ts'
-import { close, existsSync, fstatSync, lstatSync, O_EXCL, open, readLinkSync, statSync, unlinkSync } from './files.ts'
+import { existsSync, lstatSync, readLinkSync, statSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
 import { encodePath, formatDevice, LOOP_MAJOR, majorOf, minorOf } from './uapi.ts'
 

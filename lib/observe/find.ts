@@ -1,8 +1,17 @@
 /** The devices that a file, or a reference, is attached to. */
 
+import { constants } from 'node:os'
 import { basename, dirname, join } from 'node:path'
-import { type BackingFile, checkBackingFile, checkReference, type FileArgument } from '../common/arguments.ts'
-import { assertSupported } from '../errors/errors.ts'
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkBoolean,
+  checkOptions,
+  checkReference,
+  type FileArgument,
+} from '../common/arguments.ts'
+import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
+import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { explained } from '../errors/given-up.ts'
 import { type Answers, askDevices, type Silence } from '../handle/ask.ts'
@@ -53,20 +62,17 @@ export async function findOfDeleted(path: string | Buffer): Promise<LoopInfo[]> 
   const whole =
     typeof there === 'string' ? there : typeof folder === 'string' && join(folder, basename(path.toString()))
   if (whole === false) return []
-  const infos = await readInfos(
-    [...(await readAttached())].flatMap(([number, text]) => (text === `${whole} (deleted)` ? number : [])),
-    false,
-  )
+  const numbers = (await readAttached()).filter((number) => {
+    return sysfs.readBackingFileSync(number) === `${whole} (deleted)`
+  })
+  const infos = await readInfos(numbers, false)
   return infos.filter(({ backingFile, backingDeleted }) => backingDeleted && backingFile === whole)
 }
 
-/** The path of the backing file by the device's number, null where it is too long to be shown. */
-async function readAttached(): Promise<Map<number, string | null>> {
-  const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const found = await sysfs.readBackingFiles(numbers)
-  if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
-  return found
+interface Wanted {
+  is: (info: LoopInfo64) => boolean
+  /** Of a device that cannot be asked. */
+  couldBe: (number: number) => Promise<boolean>
 }
 
 async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {

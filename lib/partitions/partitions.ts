@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os'
 import { checkOptions, wrongValue } from '../common/arguments.ts'
-import { backoff, checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
+import { backoff, checkDeadline, checkWait, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { LoopError } from '../errors/errors.ts'
 import { findHolders } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'

@@ -3,6 +3,7 @@
 import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { readAt } from '../kernel/files.ts'
 import { decodeU64, newU64 } from '../kernel/uapi.ts'
 import { type BlockReader, describeTable, type FoundTable, type PartitionTable } from './disk.ts'
@@ -18,6 +19,8 @@ export interface Window {
   size: bigint
   /** For errors. */
   path: string
+  /** How long a read may take. */
+  bound?: Bound | undefined
 }
 
 /** A GPT of 128 entries has its primary copy in the first 24 KiB, and its backup in the last ones. */
@@ -27,11 +30,11 @@ const AHEAD = 32n << 10n
  * Reads what a table is looked for in. The beginning and the end are read as a whole, for each read is a hop to a thread;
  * what cannot be read so, because of a bad sector that nobody asked for, is read piece by piece.
  */
-export function readerOf({ fd, offset, size, path }: Window): BlockReader {
+export function readerOf({ fd, offset, size, path, bound }: Window): BlockReader {
   const kept = new Map<bigint, Promise<Uint8Array | undefined>>()
   const pieceAt = async (from: bigint, length: number): Promise<Uint8Array | number> => {
     const bytes = new Uint8Array(length)
-    const count = await readAt(fd, bytes, length, offset + from)
+    const count = await readAt(fd, bytes, length, offset + from, bound)
     return count < 0 ? count : bytes.subarray(0, count)
   }
   const wholeAt = (from: bigint): Promise<Uint8Array | undefined> => {

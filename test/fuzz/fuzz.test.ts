@@ -3,15 +3,15 @@
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
-import { findMissing } from '../programs.ts'
+import { needs } from '../needs.ts'
 import { limit } from '../scale.ts'
 
-const missing = findMissing('mutated partition tables', 'sfdisk', 'partx')
 const script = fileURLToPath(new URL('partition-tables.mjs', import.meta.url))
 
 test.skipIf(missing.length > 0)(
   'thousands of mutated partition tables: each is read, and as others read it',
   () => {
+    needs('sfdisk', 'partx')
     const words = ['--tables', '5000', '--every', '20', '--seconds', '60']
     const { stdout, stderr, status } = spawnSync(process.execPath, [script, ...words], { encoding: 'utf8' })
     expect(status, stderr).toBe(0)

@@ -2,7 +2,7 @@
 
 import { truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, inject } from 'vitest'
+import { describe, expect } from 'vitest'
 import {
   attach,
   type LoopDevice,
@@ -14,11 +14,8 @@ import {
 } from '../../lib/index.ts'
 import { expectNoPartitions, knownPartitions, sfdisk } from '../kernel/partitioned.ts'
 import { test } from '../kernel/support.ts'
-import { findMissing } from '../programs.ts'
+import { needs } from '../needs.ts'
 import { IMAGES } from './images.ts'
-
-const programs = [...new Set(IMAGES.flatMap((image) => image.programs))]
-const missing = inject('noKernel') === '' ? findMissing('images', ...programs) : []
 
 /** `number start+size`, in sectors. */
 function shown(partitions: readonly Pick<Partition | TablePartition, 'number' | 'start' | 'size'>[]): string[] {
@@ -56,8 +53,8 @@ async function hasParsers(folder: string): Promise<boolean> {
 describe('images', () => {
   for (const image of IMAGES) {
     const { name, programs: needed, make, options, user, table, warnings, userWarnings = [] } = image
-    const runs = needed.every((program) => !missing.includes(program)) ? test : test.skip
-    runs(name, async ({ folder }) => {
+    test(name, async ({ folder }) => {
+      needs('sfdisk', ...needed)
       const file = join(folder, 'image')
       await make(file, folder)
       const kernel = typeof image.kernel === 'function' ? image.kernel(file) : image.kernel

@@ -5,13 +5,14 @@ import { randomBytes } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { attach, type AttachOptions, type WarningCode } from '../../lib/index.ts'
-import { env } from '../programs.ts'
+import type { Tool } from '../../scripts/tools.js'
+import { env } from '../needs.ts'
 
 const MiB = 1 << 20
 
 export interface Image {
   name: string
-  programs: string[]
+  programs: Tool[]
   /** Makes it at the path; the folder is for what else it needs. */
   make: (path: string, folder: string) => void | Promise<void>
   options?: AttachOptions

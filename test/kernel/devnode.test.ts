@@ -33,7 +33,8 @@ import {
   TWO,
   unusedNumber,
 } from './partitioned.ts'
-import { failure, sysfs, test as withDevices } from './support.ts'
+import { needs } from '../needs.ts'
+import { failure, sysfs, test } from './support.ts'
 
 beforeEach(() => needs('sfdisk'))
 

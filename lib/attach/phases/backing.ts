@@ -1,7 +1,7 @@
 /** The backing file: opened, read where that is needed to know its window, and let go of at the end. */
 
 import type { Phase } from '../../common/phases.ts'
-import { binding } from '../../kernel/binding.ts'
+import { within } from '../../kernel/bounded.ts'
 import * as files from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { decodeStat, encodePath, newStat } from '../../kernel/uapi.ts'
@@ -77,9 +77,9 @@ export class WindowPhase implements Phase {
   }
 
   async byHand(): Promise<void> {
-    const { backing, wanted, settings } = this.#work
+    const { backing, wanted, settings, deadline } = this.#work
     if (backing !== undefined) {
-      const { warnings, ...window } = await chooseWindow(backing, wanted)
+      const { warnings, ...window } = await chooseWindow(backing, wanted, deadline.bound)
       Object.assign(settings, window)
       this.#work.oddities = warnings
     }
