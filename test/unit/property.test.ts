@@ -279,9 +279,11 @@ const deviceRef: Kind = {
     fc
       .oneof(
         fc.string({ unit: 'binary' }),
-        fc.constantFrom('7', 'loop', 'loop07', '/dev/loop7p1', '/dev/loop-control', 'loop7\n', '/dev/../dev/loop7'),
+        fc.constantFrom('7', 'loop', 'loop07', '/dev/loop7p1', '/dev/loop-control', 'loop7\n', '../loop7'),
       )
       .filter((text) => !/^(?:\/dev\/)?loop\d+$/.test(text) || /loop0\d/.test(text))
+      // Any other path may be a link to a device.
+      .filter((text) => !/^\/(?!dev\/loop)/.test(text))
       .map((value) => ({ value, codes: [VALUE] as Code[] })),
     fc
       .bigInt({ min: 1_048_576n, max: 2n ** 80n })
