@@ -179,12 +179,15 @@ long Flock(Arguments& a) { return Answer(::flock(a.Int(0), a.Int(1))); }
 // Takes a write lease and gives it back: succeeds only where no other open file has the inode, a loop
 // device's included. Whoever breaks the lease in that instant has the kernel send SIGURG, which is ignored
 // by default, in place of SIGIO, which ends the process.
-long LeaseProbe(Arguments& a) {
-  const int fd = a.Int(0);
+long LeaseOf(int fd, int type) {
   if (::fcntl(fd, F_SETSIG, SIGURG) != 0) return -errno;
-  if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return -errno;
+  if (::fcntl(fd, F_SETLEASE, type) != 0) return -errno;
   return Answer(::fcntl(fd, F_SETLEASE, F_UNLCK));
 }
+long LeaseProbe(Arguments& a) { return LeaseOf(a.Int(0), F_WRLCK); }
+// The same with a read lease, on a descriptor that is open for reading only: succeeds only where no open
+// file of the inode can be written.
+long LeaseProbeRead(Arguments& a) { return LeaseOf(a.Int(0), F_RDLCK); }
 // musl has a function only since 1.2.5.
 long StatxOf(int fd, const char* path, int flags, void* out) {
   return Answer(::syscall(SYS_statx, fd, path, flags, STATX_BASIC_STATS, out));
@@ -408,6 +411,7 @@ constexpr Call kCalls[] = {
     {"fcntlGetSeals", FcntlGetSeals, {kFd}},
     {"flock", Flock, {kFd, kInt}},
     {"leaseProbe", LeaseProbe, {kFd}},
+    {"leaseProbeRead", LeaseProbeRead, {kFd}},
     {"lseekData", LseekData, {kFd, kU64}},
     {"lseekHole", LseekHole, {kFd, kU64}},
     {"copyFileRange", CopyFileRange, {kFd, kFd, kU64, kU64}},

@@ -10,12 +10,13 @@ import { pageSize } from '../kernel/features.ts'
 import { Attaching } from './attaching.ts'
 import { FreeDevice } from './device.ts'
 import { type AttachOptions, checkWanted, OPTION_NAMES } from './options.ts'
-import { BackingPhase, BlockSizePhase, ReleaseBackingPhase } from './phases/backing.ts'
+import { BackingPhase, ReleaseBackingPhase, WindowPhase } from './phases/backing.ts'
 import { ConfigurePhase, DevicePhase, VerifyPhase } from './phases/device.ts'
 import { HandlePhase, PartitionsPhase } from './phases/handle.ts'
 import { ControlPhase, LockPhase, UnlockPhase } from './phases/lock.ts'
 import { GuardPhase, LookPhase } from './phases/overlap.ts'
 import { TurnPhase } from './phases/turn.ts'
+import { WarningsPhase } from './phases/warnings.ts'
 import { Refusals } from './refusals.ts'
 
 /**
@@ -60,7 +61,7 @@ function phasesOf(work: Attaching, turn: TurnPhase, avoid: number | undefined): 
   const device = new DevicePhase(work, free, refusals, lock)
   return [
     new BackingPhase(work),
-    new BlockSizePhase(work),
+    new WindowPhase(work),
     new LookPhase(work),
     new ControlPhase(work),
     lock,
@@ -70,6 +71,7 @@ function phasesOf(work: Attaching, turn: TurnPhase, avoid: number | undefined): 
     new GuardPhase(work),
     new VerifyPhase(work),
     new HandlePhase(work, free),
+    new WarningsPhase(work),
     new ReleaseBackingPhase(work),
     new PartitionsPhase(work, free),
   ]

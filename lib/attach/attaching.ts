@@ -2,6 +2,7 @@
 
 import type { FileArgument } from '../common/arguments.ts'
 import type { Deadline } from '../common/deadline.ts'
+import type { Warning } from '../common/warnings.ts'
 import { knownFeatures } from '../kernel/features.ts'
 import type { Step } from '../kernel/sequence.ts'
 import { linksWithoutPartitions } from '../kernel/sysfs.ts'
@@ -9,7 +10,7 @@ import type { LoopInfo64 } from '../kernel/uapi.ts'
 import type { Handle } from '../handle/handle.ts'
 import type { Backing } from './backing.ts'
 import type { Settings, Target } from './configure.ts'
-import type { Wanted } from './options.ts'
+import { isScanWanted, type Wanted } from './options.ts'
 
 /** A number that is known, or the planned call that will answer it. */
 export type Planned = number | Step
@@ -36,6 +37,10 @@ export class Attaching {
   isAttached = false
   /** How many sectors had been written to the device before, in sysfs; undefined where that was not read. */
   writes: number | undefined
+  /** What is odd about the window of the file. */
+  oddities: readonly Warning[] = []
+  /** Whether nobody else has the file open, as the lease probe after LOOP_CONFIGURE tells; undefined before that. */
+  isUnshared: boolean | undefined
   /** What is in effect, once it has been looked at. */
   info: LoopInfo64 | undefined
   /** The result: of the new attachment, or of one that is there already and is shared. */
@@ -46,7 +51,7 @@ export class Attaching {
     this.wanted = wanted
     this.deadline = deadline
     const blockSize = wanted.blockSize === 'auto' ? undefined : wanted.blockSize
-    this.settings = { ...wanted, blockSize, readOnly: wanted.readOnly === true, partscan: wanted.partscan === true }
+    this.settings = { ...wanted, blockSize, readOnly: wanted.readOnly === true, partscan: isScanWanted(wanted) }
   }
 
   /** Nothing is left to be prepared: the device is attached, or another attachment serves in its place. */

@@ -9,7 +9,7 @@ import type { Bound } from '../kernel/bounded.ts'
 import { binding } from '../kernel/binding.ts'
 import * as files from '../kernel/files.ts'
 import { pathOfDescriptor } from '../kernel/process.ts'
-import { readBlockDeviceSize } from '../kernel/sysfs.ts'
+import { isReadOnlySync, readBlockDeviceSize } from '../kernel/sysfs.ts'
 import { formatDevice, type Stat } from '../kernel/uapi.ts'
 
 const { EACCES, EAGAIN, EPERM, EROFS, ETXTBSY } = constants.errno
@@ -69,6 +69,7 @@ async function openPath(given: string | Buffer, readOnly: boolean, deadline: Dea
     if (typeof opened === 'number') throw explain({ call: 'fstat', errno: opened, path, backingFile: path }, ROLE)
     refuseOtherTypes(opened, path)
     clearNonBlocking(fd, path)
+    if (!readOnly && isReadOnlyDevice(opened)) throw readOnlyDevice('open', path)
     return describe(fd, opened, path, !readOnly, true, async () => {
       await files.close(fd)
     })
@@ -100,7 +101,9 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined, boun
   const stat = await files.fstat(given, bound)
   if (typeof stat === 'number') throw explain({ call: 'fstat', errno: stat, path, backingFile: path }, ROLE)
   refuseOtherTypes(stat, path)
-  const writable = access === files.O_RDWR
+  const isOpenForWriting = access === files.O_RDWR
+  const writable = isOpenForWriting && !isReadOnlyDevice(stat)
+  if (readOnly === false && isOpenForWriting && !writable) throw readOnlyDevice('fcntl', path)
   if (readOnly === false && !writable) {
     throw refusal('backing-not-writable', 'fcntl', 'the descriptor is open for reading only', {
       path,
@@ -121,6 +124,19 @@ async function reopen(given: number, stat: files.FileStat, path: string, bound: 
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
   return describe(fd, stat, path, true, false, async () => {
     await files.close(fd)
+  })
+}
+
+/** It can be opened for writing, and every write to it is then lost with EIO: only BLKROGET tells. */
+function isReadOnlyDevice(stat: files.FileStat): boolean {
+  return stat.isBlockDevice() && isReadOnlySync(formatDevice(stat.rdev))
+}
+
+function readOnlyDevice(call: string, path: string): Error {
+  return refusal('backing-not-writable', call, 'the block device is read-only', {
+    path,
+    backingFile: path,
+    hint: 'attach with readOnly: true',
   })
 }
 

@@ -54,12 +54,17 @@ function callsOf({ number, bound }: Target): Bounded {
   return within(bound, number)
 }
 
+/** What the kernel takes where nothing else is asked for. */
+const DEFAULT_BLOCK_SIZE = 512
+
 /** For LOOP_CONFIGURE. */
 export function encodeSettings(settings: Settings): Uint8Array {
   const { readOnly, blockSize, directIO, offset, sizeLimit, reference } = settings
+  // With that flag alone LOOP_CONFIGURE takes a larger block size where direct I/O needs one (6.15, 6.12.31).
+  const keepsBlocks = directIO === 'prefer' ? DEFAULT_BLOCK_SIZE : 0
   const flags =
     statusFlags(settings) | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (directIO === false ? 0 : LO_FLAGS_DIRECT_IO)
-  return encodeConfig(blockSize ?? 0, { offset, sizeLimit, fileName: reference, flags })
+  return encodeConfig(blockSize ?? keepsBlocks, { offset, sizeLimit, fileName: reference, flags })
 }
 
 /** Attaches. Undefined: it is. A failure is the kernel's; nothing is attached then, also where this throws. */
@@ -143,7 +148,7 @@ async function applyDirectIO(target: Target, info: LoopInfo64): Promise<void> {
   if (settings.directIO === false || (info.flags & LO_FLAGS_DIRECT_IO) !== 0) return
   const first = await callsOf(target).loopSetDirectIo(fd, 1)
   if (first >= 0) return
-  if (settings.blockSize === undefined) {
+  if (settings.directIO === true && settings.blockSize === undefined) {
     const before = binding().blkSszGetSync(fd)
     const raised = before < 0 ? before : await callsOf(target).loopSetBlockSize(fd, pageSize())
     if (raised >= 0 && (await callsOf(target).loopSetDirectIo(fd, 1)) >= 0) return

@@ -6,7 +6,7 @@ import { LoopError } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { findFree, likelyFree, noteTaken } from '../handle/free-devices.ts'
 import { type Bound, UNDOING } from '../kernel/bounded.ts'
-import { devicePath, isDevKernels, makeNode, openDevice, removeNode } from '../kernel/devnode.ts'
+import { checkDeviceNode, devicePath, isDevKernels, makeNode, openDevice, removeNode } from '../kernel/devnode.ts'
 import { closeSync, O_RDWR, open, unlink } from '../kernel/files.ts'
 import { isUdevRunning } from '../kernel/surroundings.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -64,8 +64,10 @@ export class FreeDevice {
     const free = await findFree()
     if (free === undefined) return getFree(control, this.#wishes.bound)
     const candidates = free.filter((candidate) => candidate !== avoid && !this.#refusals.isLasting(candidate))
-    const chosen = candidates.find((candidate) => !this.#refusals.hasRefused(candidate)) ?? candidates[0]
-    return chosen ?? this.#make(control)
+    const fresh = candidates.filter((candidate) => !this.#refusals.hasRefused(candidate))
+    // Where no device can be made, nodes cannot either, mostly: one that is there.
+    const there = control < 0 ? fresh.find((candidate) => checkDeviceNode(candidate) === 0) : undefined
+    return there ?? fresh[0] ?? candidates[0] ?? this.#make(control)
   }
 
   async #make(control: number, number?: number): Promise<number> {
@@ -88,7 +90,7 @@ export class FreeDevice {
     if (hidden >= 0) return hidden
     const fd = await openDevice(number, flags, this.#wishes.bound)
     const device = fd === -ENOENT && this.#wishes.createNode ? sysfs.readDeviceNumbers(number) : undefined
-    if (device === undefined || isDevKernels()) return fd
+    if (device === undefined || (isDevKernels() && !this.#refusals.hasMissedNode(number))) return fd
     const path = devicePath(number)
     const made = await makeNode(path, device)
     // Another process was faster.

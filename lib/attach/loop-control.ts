@@ -5,7 +5,7 @@ import { backoff, type Deadline, tries } from '../common/deadline.ts'
 import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
 import { type Bound, within } from '../kernel/bounded.ts'
-import { CONTROL, devicePath, isDevKernels, removeNode } from '../kernel/devnode.ts'
+import { CONTROL, devicePath, removeNode } from '../kernel/devnode.ts'
 import { minorOfDevice } from '../kernel/features.ts'
 import { O_RDWR, open, openSync } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -73,7 +73,8 @@ export async function removeDevice(control: number, number: number, deadline: De
     const partitions = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
     const answer = await within(deadline.bound, number).loopCtlRemove(control, number)
     if (answer >= 0) {
-      if (!isDevKernels()) removeNode(devicePath(number), `7:${minorOfDevice(number)}`)
+      // In its own /dev the kernel has removed the one that it had made.
+      if (!sysfs.deviceExists(number)) removeNode(devicePath(number), `7:${minorOfDevice(number)}`)
       removeNodesOfGone(number, partitions)
       return number
     }

@@ -10,6 +10,7 @@ import {
   wrongType,
   wrongValue,
 } from '../common/arguments.ts'
+import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import type { Settings } from './configure.ts'
 
 /** How to attach. Everything is optional; `undefined` counts as absent. */
@@ -34,11 +35,19 @@ export interface AttachOptions {
    */
   directIO?: boolean | 'prefer' | undefined
   /**
-   * Partitions as /dev/loopNpM. `true`: the kernel looks for them. `'user'`: the partition table, GPT or MBR, is read
-   * here, and the kernel told with BLKPG: for kernels that have no parser of the table; `bad-partition-table` where it is
-   * damaged. Resolves when each has its node. Default false.
+   * Partitions as /dev/loopNpM, by whatever works here. `true`: the kernel looks for them (`LO_FLAGS_PARTSCAN`), and
+   * where it has no parser for the table, GPT or MBR, it is read here and the kernel told with BLKPG. `'kernel'`: its
+   * parsers alone. `'user'`: BLKPG alone, and without the flag; `bad-partition-table` where no copy of the GPT is whole.
+   * What is left out, cut or otherwise odd is among the warnings; an image without a table is no error. Resolves when
+   * each partition has its node. Default false.
    */
-  partscan?: boolean | 'user' | undefined
+  partscan?: boolean | 'kernel' | 'user' | undefined
+  /**
+   * One partition of the image, without the kernel's partitions: the device begins where it begins, and ends where it
+   * ends, or with the file. `no-such-partition` where none or several match. Not with `offset`, `sizeLimit` or
+   * `partscan`.
+   */
+  partition?: PartitionRef | undefined
   /**
    * `'auto'`, the default: a node that is missing in a /dev which the kernel does not look after, a container's, is made
    * with mknod(2); `node-missing` where that is not allowed. `false`: none is made.
@@ -84,6 +93,7 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
   'blockSize',
   'directIO',
   'partscan',
+  'partition',
   'createNode',
   'autoclear',
   'number',
@@ -98,7 +108,8 @@ export const OPTION_NAMES: readonly (keyof AttachOptions)[] = [
 /** The options, checked and complete. */
 export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockSize'> {
   blockSize: number | 'auto' | undefined
-  partscan: boolean | 'user'
+  partscan: boolean | 'kernel' | 'user'
+  partition: PartitionRef | undefined
   createNode: boolean
   /** Undefined: the descriptor decides. */
   readOnly: boolean | undefined
@@ -107,12 +118,20 @@ export interface Wanted extends Omit<Settings, 'readOnly' | 'partscan' | 'blockS
   lock: boolean
 }
 
+/** Whether the device gets LO_FLAGS_PARTSCAN: with it, a rescan or LOOP_CHANGE_FD drops what BLKPG has added. */
+export function isScanWanted({ partscan }: Pick<Wanted, 'partscan'>): boolean {
+  return partscan === true || partscan === 'kernel'
+}
+
 /** @throws TypeError, RangeError */
 export function checkWanted(given: AttachOptions): Wanted {
   const { readOnly, offset, sizeLimit, blockSize, directIO, partscan, createNode } = given
-  const { autoclear, number, overlap, reference } = given
-  if (partscan !== undefined && partscan !== 'user' && typeof partscan !== 'boolean') {
-    throw wrongType('partscan', "a boolean or 'user'", partscan)
+  const { autoclear, number, overlap, reference, partition } = given
+  if (partition !== undefined && (offset !== undefined || sizeLimit !== undefined || (partscan ?? false) !== false)) {
+    throw wrongValue('partition', 'cannot be had with offset, sizeLimit or partscan')
+  }
+  if (partscan !== undefined && !([true, false, 'kernel', 'user'] as unknown[]).includes(partscan)) {
+    throw wrongType('partscan', "a boolean, 'kernel' or 'user'", partscan)
   }
   if (!(['auto', false, undefined] as unknown[]).includes(createNode)) {
     throw wrongValue('createNode', "must be 'auto' or false")
@@ -131,6 +150,7 @@ export function checkWanted(given: AttachOptions): Wanted {
       blockSize === undefined || blockSize === 'auto' ? blockSize : checkBlockSize('blockSize', blockSize, 65_536),
     directIO: directIO ?? false,
     partscan: partscan ?? false,
+    partition: partition === undefined ? undefined : checkPartitionRef(partition),
     createNode: createNode !== false,
     autoclear: autoclear === undefined ? true : checkBoolean('autoclear', autoclear),
     number: number === undefined ? undefined : checkLoopNumber(number),

@@ -42,6 +42,14 @@ export class Refusals {
   }
 
   /**
+   * Whether the node was missing before, or is not going to be waited for. In the kernel's own /dev it is made a moment
+   * after the device: only then somebody has removed it.
+   */
+  hasMissedNode(number: number): boolean {
+    return this.#times.has(`${number} node-missing`) || this.#deadline.left === 0
+  }
+
+  /**
    * A failure that may pass.
    *
    * @throws one that will stay

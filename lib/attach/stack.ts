@@ -36,7 +36,9 @@ export async function attachPlainOrStack(file: BackingFile, options?: AttachOpti
       signal,
       timeout,
     }
-    return await attachFile(lower.path, { ...forUpper, readOnly: true, overlap: 'allow' })
+    const upper = await attachFile(lower.path, { ...forUpper, readOnly: true, overlap: 'allow' })
+    for (const { code, message, hint } of lower.warnings.list) upper.warnings.add(code, message, hint)
+    return upper
   } finally {
     // The upper one holds it; where there is none, autoclear takes it down.
     await lower.close()

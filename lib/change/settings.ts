@@ -17,6 +17,7 @@ import { type Handle, readSize } from '../handle/handle.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, patchInfo } from '../kernel/uapi.ts'
+import { showPartitions } from '../partitions/scan.ts'
 
 const { EAGAIN, EBUSY, EPERM } = constants.errno
 
@@ -69,6 +70,10 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
     )
     if (answer < 0) throw handle.explain('LOOP_SET_STATUS64', answer)
     await handle.renewDetach()
+    // With the flag the kernel looks for partitions, and drops those that it does not find.
+    if (given.partscan && (info.flags & LO_FLAGS_PARTSCAN) === 0) {
+      await showPartitions(handle, 'any', deadline)
+    }
   }, deadline)
 }
 

@@ -3,6 +3,7 @@
 import type { Command } from 'commander'
 import { styleText } from 'node:util'
 import type { AttachOptions } from '../attach/options.ts'
+import { readPartitionTable } from '../attach/window.ts'
 import { LoopControl } from '../control.ts'
 import { attach, type LoopDevice, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
@@ -13,11 +14,14 @@ import type { LoopEvent } from '../observe/events.ts'
 import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
-import { fileOf } from './listing.ts'
+import type { TablePartition } from '../partitions/disk.ts'
+import type { Partition } from '../partitions/partitions.ts'
+import { fileOf, findAttached } from './listing.ts'
 import { withProgress } from './progress.ts'
 import {
   Exit,
   EXIT_FAILED,
+  fileArgument,
   interruptible,
   isBrokenPipe,
   print,
@@ -47,7 +51,7 @@ function attachOptions({ json, directIo: directIO, createNode, ...options }: Att
 /** Released only when the path has been written: nobody must be left with a device whose name was never told. */
 export async function attachAction(file: string, flags: AttachFlags): Promise<void> {
   await interruptible(async (signal) => {
-    const device = await attach(file, { ...attachOptions(flags), signal })
+    const device = await attach(fileArgument(file), { ...attachOptions(flags), signal })
     try {
       if (!flags.json) printWarnings(device.warnings)
       // Released it will have no autoclear any more.
@@ -113,7 +117,7 @@ export async function detachAction(
 
 /** Those attached to the file, and for the lower device of a stack the upper one, which holds it. */
 async function findTopmost(file: string): Promise<LoopInfo[]> {
-  const [found, lowers, all] = [await find(file), await find({ reference: LOWER_TAG }), await list()]
+  const [found, lowers, all] = [await findAttached(file), await find({ reference: LOWER_TAG }), await list()]
   return found.map((info) => {
     const isLower = lowers.some(({ number }) => number === info.number)
     return (isLower && all.find(({ lower }) => lower === info.number)) || info
@@ -141,7 +145,9 @@ export async function changeAction(
   await interruptible(async (signal) => {
     const device = await open(number, { signal })
     await closing(device, async () => {
-      await withProgress((onProgress) => device.changeBackingFile(file, { ...options, signal, onProgress }))
+      await withProgress((onProgress) =>
+        device.changeBackingFile(fileArgument(file), { ...options, signal, onProgress }),
+      )
       if (json) await printJson(await device.status())
     })
   })
@@ -205,17 +211,35 @@ export async function setAction(number: number, flags: SetFlags, self: Command):
   })
 }
 
-export async function partitionsAction(number: number, { json, rescan }: Json & { rescan?: true }): Promise<void> {
+export async function partitionsAction(
+  what: number | string,
+  { json, rescan }: Json & { rescan?: true },
+  self: Command,
+): Promise<void> {
+  if (typeof what === 'string' && rescan) self.error('error: --rescan is for a device, not for a file')
   await interruptible(async (signal) => {
-    const device = await open(number, { signal })
+    if (typeof what === 'string') {
+      const found = await readPartitionTable(fileArgument(what), { signal })
+      if (json) return printJson(found)
+      printWarnings(found.warnings)
+      return printPartitions('NUMBER', found.partitions)
+    }
+    const device = await open(what, { signal })
     const partitions = await closing(device, () => (rescan ? device.rescanPartitions({ signal }) : device.partitions()))
     if (json) return printJson(partitions)
-    if (partitions.length === 0) return
-    const rows = partitions.map(({ path, start, size, type, typeName, label, bootable }) => {
-      return [path, start, size, typeName ?? type ?? '-', printable(label ?? '-'), bootable ? 'bootable' : '-']
-    })
-    await print(table(['DEVICE', 'START', 'SIZE', 'TYPE', 'LABEL', 'FLAGS'], rows))
+    printWarnings(device.warnings)
+    return printPartitions('DEVICE', partitions)
   })
+}
+
+async function printPartitions(title: string, partitions: readonly (Partition | TablePartition)[]): Promise<void> {
+  if (partitions.length === 0) return
+  const rows = partitions.map((partition) => {
+    const { number, start, size, type, typeName, label, bootable } = partition
+    const name = 'path' in partition ? partition.path : number
+    return [name, start, size, typeName ?? type ?? '-', printable(label ?? '-'), bootable ? 'bootable' : '-']
+  })
+  await print(table([title, 'START', 'SIZE', 'TYPE', 'LABEL', 'FLAGS'], rows))
 }
 
 export async function addAction(number: number | undefined, { json }: Json): Promise<void> {

@@ -3,9 +3,18 @@
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { ROOT } from '../kernel/binding.ts'
 import { readFileSync } from '../kernel/files.ts'
+import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import { bashCompletion } from './completion.ts'
 import { listAction } from './listing.ts'
-import { parseDevice, parseDevices, parseSize, parseSwitch, parseWholeNumber, print } from './terminal.ts'
+import {
+  parseDevice,
+  parseDeviceOrFile,
+  parseDevices,
+  parseSize,
+  parseSwitch,
+  parseWholeNumber,
+  print,
+} from './terminal.ts'
 
 const { version } = JSON.parse(String(readFileSync(`${ROOT}/package.json`))) as { version: string }
 
@@ -128,8 +137,8 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .option('--reference <tag>', 'a tag of at most 63 bytes')
       .action(later((actions) => actions.setAction)),
   partitions: (program) =>
-    command(program, 'partitions', 'the partitions of an attached device')
-      .argument('<device>', DEVICE, parseDevice)
+    command(program, 'partitions', 'the partitions of an attached device, or of a file')
+      .argument('<device|file>', `${DEVICE}; or an image, which is not attached for it`, parseDeviceOrFile)
       .option('--rescan', 'look for them again first')
       .action(later((actions) => actions.partitionsAction)),
   add: (program) =>
@@ -166,7 +175,7 @@ function later<Values extends unknown[]>(
 
 /** What holds for every command: below the help, and in the manual page. */
 export const NOTES = [
-  ['Devices', '7, loop7 or /dev/loop7.'],
+  ['Devices', '7, loop7, /dev/loop7 or the path of a link to it.'],
   ['Sizes', 'bytes, or with a unit: 1M and 1MiB are 1024 * 1024, 1MB is 1000 * 1000.'],
   ['Exit status', '0 done, 1 failed, 2 wrong usage, 130 interrupted, after undoing; of run that of its command.'],
   ['Environment', 'Colours are for terminals; NO_COLOR=1 turns them off, FORCE_COLOR=1 on.'],
@@ -174,7 +183,7 @@ export const NOTES = [
 
 const PARTITION = 'that partition: its number, or its label'
 const FILE = 'an image, or any file or block device'
-const DEVICE = '7, loop7 or /dev/loop7'
+const DEVICE = '7, loop7, /dev/loop7 or a link to it'
 
 function command(program: Command, name: string, description: string): Command {
   return program.command(name).description(description).option('--json', 'print JSON, also of an error')
@@ -193,10 +202,11 @@ function withAttachOptions(target: Command): Command {
     )
     .addOption(
       new Option(
-        '-P, --partscan [=user]',
-        'look for partitions; user: where the kernel cannot read the table',
+        '-P, --partscan [=kernel|user]',
+        'partitions as /dev/loopNpM, by whatever works; kernel, user: by the kernel’s parsers, by BLKPG alone',
       ).argParser(parsePartscan),
     )
+    .option('--partition <number|label>', 'one partition of the image; LABEL, UUID=..., TYPE=...', parsePartition)
     .option('--no-create-node', 'do not make a node that is missing in /dev')
     .option('-n, --number <n>', 'this device, made if there is none', parseDevice)
     .addOption(
@@ -210,12 +220,6 @@ function withAttachOptions(target: Command): Command {
     .option('--swappable', 'a stack of two, so that change and migrate spare a mounted ext4 or xfs; needs --read-only')
 }
 
-/** A number is one; all else is a label, and so is a number after `label=`. */
-function parsePartition(text: string): number | { label: string } {
-  if (/^\d+$/.test(text)) return Number(text)
-  return { label: text.replace(/^label=/, '') }
-}
-
 function parseMount(text: string): true | string {
   if (text === '') throw new InvalidArgumentError('With a value it is --mount=DIR.')
   return text === 'true' ? true : text
@@ -227,10 +231,21 @@ function parseDirectIO(text: string): true | 'prefer' {
   throw new InvalidArgumentError('With a value it is --direct-io=prefer.')
 }
 
-function parsePartscan(text: string): true | 'user' {
+function parsePartscan(text: string): true | 'kernel' | 'user' {
   if (text === 'true') return true
-  if (text === 'user') return text
-  throw new InvalidArgumentError('With a value it is --partscan=user.')
+  if (text === 'kernel' || text === 'user') return text
+  throw new InvalidArgumentError('With a value it is --partscan=kernel or --partscan=user.')
+}
+
+/** `2`, `UUID=...`, `TYPE=...`, `LABEL=...`, or a label as it is: where a label is digits, `LABEL=` tells. */
+function parsePartition(text: string): PartitionRef {
+  const [, name, value = ''] = /^(LABEL|UUID|TYPE)=(.*)$/is.exec(text) ?? []
+  try {
+    if (name !== undefined) return checkPartitionRef({ [name.toLowerCase()]: value })
+    return checkPartitionRef(/^\d+$/.test(text) ? Number(text) : { label: text })
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : String(error))
+  }
 }
 
 function parseBlockSize(text: string): number | 'auto' {

@@ -1,13 +1,25 @@
 /** `loopctl list`: apart from the other actions, for it needs a quarter of the library. */
 
-import { find } from '../observe/find.ts'
+import { find, findOfDeleted } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
-import { print, printable, printJson, table } from './terminal.ts'
+import { fileArgument, print, printable, printJson, table, warn } from './terminal.ts'
 
 export async function listAction(file: string | undefined, { json, all }: { json?: true; all?: true }): Promise<void> {
-  const infos = file === undefined ? await list({ all }) : await find(file)
+  const infos = file === undefined ? await list({ all }) : await findAttached(file)
   if (json) return printJson(infos)
   if (infos.length > 0) await print(listTable(infos))
+}
+
+/**
+ * The devices attached to the file. Those of a former file of the same name, which was deleted and made again, are not,
+ * and are told of on stderr: who looks for them by the name would not find them.
+ */
+export async function findAttached(file: string): Promise<LoopInfo[]> {
+  const given = fileArgument(file)
+  for (const { path, number } of await findOfDeleted(given)) {
+    warn(`${path} is attached to a deleted file of that name, ${file}: loopctl detach ${number}`)
+  }
+  return find(given)
 }
 
 /** Of a device on top of another the real file is said too. */

@@ -8,7 +8,7 @@ import { LoopError } from '../errors/errors.ts'
 import { mountImage, type MountImageOptions } from '../mount/mount-image.ts'
 import type { Mount } from '../mount/mount.ts'
 import type { MountOptions } from '../mount/options.ts'
-import { warn } from './terminal.ts'
+import { fileArgument, printWarnings, warn } from './terminal.ts'
 
 const PASSED_ON = ['SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const
 
@@ -25,7 +25,8 @@ export async function runWithDevice(
 ): Promise<number> {
   if (target !== undefined) return runWithMount(file, { ...options, ...mountOptions }, command, target)
   // Until the command runs, a signal ends this process, and autoclear takes the device down with it.
-  const device = await attach(file, { ...options, autoclear: true })
+  const device = await attach(fileArgument(file), { ...options, autoclear: true })
+  printWarnings(device.warnings)
   try {
     return await runCommand(command, { LOOP_DEVICE: device.path })
   } finally {

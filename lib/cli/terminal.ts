@@ -3,6 +3,8 @@
 import { CommanderError, InvalidArgumentError } from 'commander'
 import type { Warning } from '../common/warnings.ts'
 import { LoopError } from '../errors/errors.ts'
+import { numberOfNode } from '../kernel/devnode.ts'
+import { readFileSync } from '../kernel/files.ts'
 
 export const EXIT_FAILED = 1
 export const EXIT_USAGE = 2
@@ -113,11 +115,42 @@ export function parseWholeNumber(text: string): number {
   return Number(text)
 }
 
-/** `7`, `loop7` or `/dev/loop7`. */
+/** `7`, `loop7`, `/dev/loop7`, or the path of a link to it. */
 export function parseDevice(text: string): number {
   const digits = /^(?:(?:\/dev\/)?loop)?(\d+)$/.exec(text)?.[1]
-  if (digits === undefined) throw new InvalidArgumentError('A device is 7, loop7 or /dev/loop7.')
-  return Number(digits)
+  if (digits !== undefined) return Number(digits)
+  const whole = /^(?:\/dev\/)?(loop\d+)p\d+$/.exec(text)?.[1]
+  if (whole !== undefined) throw new InvalidArgumentError(`${text} is a partition: name its device, /dev/${whole}.`)
+  if (!text.includes('/'))
+    throw new InvalidArgumentError('A device is 7, loop7, /dev/loop7 or the path of a link to it.')
+  const found = numberOfNode(text)
+  if (typeof found === 'number') return found
+  throw new InvalidArgumentError(`A device is 7, loop7, /dev/loop7 or the path of a link to it; ${text} is ${found}.`)
+}
+
+/** A device, or else a file: a path is a device where it is the node of one. */
+export function parseDeviceOrFile(text: string): number | string {
+  if (/^(?:loop)?\d+$/.test(text) || /^\/dev\/loop\d+/.test(text)) return parseDevice(text)
+  const found = numberOfNode(text)
+  return typeof found === 'number' ? found : text
+}
+
+/**
+ * A file name as it was given. Node decodes the words as UTF-8, and puts U+FFFD in place of bytes that are none: the
+ * kernel has the words themselves.
+ */
+export function fileArgument(text: string): string | Buffer {
+  if (!text.includes('\uFFFD')) return text
+  const words = readFileSync('/proc/self/cmdline')
+  if (typeof words === 'number') return text
+  for (let start = 0, end = words.indexOf(0); end >= 0; start = end + 1, end = words.indexOf(0, start)) {
+    const word = words.subarray(start, end)
+    if (word.toString() === text) return word
+    // --file=NAME
+    const value = word.subarray(word.indexOf('=') + 1)
+    if (value.toString() === text) return value
+  }
+  return text
 }
 
 export function parseDevices(text: string, before: number[] = []): number[] {

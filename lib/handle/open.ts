@@ -3,18 +3,18 @@
 import { constants } from 'node:os'
 import { checkInteger, checkLoopNumber, wrongType, wrongValue } from '../common/arguments.ts'
 import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
-import { assertSupported } from '../errors/errors.ts'
+import { assertSupported, refusal } from '../errors/errors.ts'
 import { explained } from '../errors/given-up.ts'
 import { explain } from '../errors/explain.ts'
 import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
-import { devicePath, openDevice } from '../kernel/devnode.ts'
+import { devicePath, numberOfNode, openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
 import { isBound } from '../kernel/sysfs.ts'
 import { decodeInfo, newInfo } from '../kernel/uapi.ts'
 import { Handle } from './handle.ts'
 import type { LoopRef } from './identity.ts'
 
-/** 7, `'/dev/loop7'`, `'loop7'`, or an identity: `device.ref`, a LoopInfo. */
+/** 7, `'/dev/loop7'`, `'loop7'`, the path of a link to it (`/dev/disk/by-...`), or an identity: `device.ref`, a LoopInfo. */
 export type DeviceRef = number | string | Readonly<LoopRef>
 
 export interface OpenOptions extends Wait {
@@ -27,11 +27,12 @@ export interface OpenOptions extends Wait {
  *   `detaching`, `permission`
  */
 export async function openHandle(device: DeviceRef, options?: OpenOptions): Promise<Handle> {
-  const ref = checkDeviceRef(device)
-  const { number } = ref
+  const named = checkDeviceRef(device)
   const deadline = checkWait(options, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
+  const ref = 'link' in named ? { number: resolveLink(named.link) } : named
+  const { number } = ref
   const handle = await explained(() => openAndIdentify(number, deadline.bound))
   try {
     deadline.throwIfAborted()
@@ -82,12 +83,32 @@ async function askInHalfTime(
   }
 }
 
-export function checkDeviceRef(value: unknown): LoopRef {
+/** @throws `no-such-device`, `not-a-loop-device` */
+function resolveLink(path: string): number {
+  const found = numberOfNode(path)
+  if (typeof found === 'number') return found
+  if (found === 'not there') throw refusal('no-such-device', 'stat', 'there is nothing of that name', { path })
+  const disk = /\/dev\/loop\d+$/.exec(found)?.[0]
+  throw refusal('not-a-loop-device', 'stat', `is ${found}`, {
+    path,
+    hint: disk === undefined ? undefined : `give ${disk}`,
+  })
+}
+
+/** A path that is not that of a node by its name has to be looked up. */
+export function checkDeviceRef(value: unknown): LoopRef | { link: string } {
   if (typeof value === 'number') return { number: checkLoopNumber(value) }
   if (typeof value === 'string') {
     const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(value)?.[1]
+    if (digits === undefined && /^\/(?!dev\/loop)[^\0]*$/s.test(value)) return { link: value }
+    const whole = /^(?:\/dev\/)?(loop\d+)p\d+$/.exec(value)?.[1]
+    if (whole !== undefined)
+      throw wrongValue('device', `must not be a partition, as ${value} is: its device is /dev/${whole}`)
     if (digits === undefined)
-      throw wrongValue('device', `must look like loop7 or /dev/loop7, not ${JSON.stringify(value)}`)
+      throw wrongValue(
+        'device',
+        `must look like loop7 or /dev/loop7, or be the path of a link to it, not ${JSON.stringify(value)}`,
+      )
     return { number: checkLoopNumber(Number(digits)) }
   }
   if (typeof value !== 'object' || value === null || !('number' in value)) {

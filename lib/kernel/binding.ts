@@ -35,6 +35,7 @@ export interface Calls {
   fcntlGetSeals: [fd: number]
   flock: [fd: number, operation: number]
   leaseProbe: [fd: number]
+  leaseProbeRead: [fd: number]
   lseekData: [fd: number, offset: bigint]
   lseekHole: [fd: number, offset: bigint]
   copyFileRange: [fromFd: number, toFd: number, offset: bigint, length: bigint]

@@ -3,8 +3,8 @@
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
 import { type Bound, within } from './bounded.ts'
-import { minorOfDevice } from './features.ts'
-import { lstatSync, readLinkSync, unlinkSync } from './files.ts'
+import { minorOfDevice, numberOfMinor } from './features.ts'
+import { existsSync, lstatSync, readLinkSync, statSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
 import { encodePath, formatDevice, LOOP_MAJOR, majorOf, minorOf } from './uapi.ts'
 
@@ -69,6 +69,27 @@ export function removeNode(path: string, device: string): void {
 /** Whether the kernel makes and removes the nodes in /dev by itself. A private /dev, of a container, is a tmpfs. */
 export function isDevKernels(): boolean {
   return mountOf('/dev', readMountsSync())?.fsType === 'devtmpfs'
+}
+
+/** The name of the disk that a partition, by its `major:minor`, is of: `loop7`. Undefined: it is no partition. */
+function diskOfPartition(device: string): string | undefined {
+  const link = readLinkSync(`/sys/dev/block/${device}`)
+  if (typeof link === 'number' || !existsSync(`/sys/dev/block/${device}/partition`)) return undefined
+  return link.split('/').at(-2)
+}
+
+/** The number of the loop device whose node the path is, or leads to; else what there is at the path. */
+export function numberOfNode(path: string): number | string {
+  const stat = statSync(path)
+  if (typeof stat === 'number') return 'not there'
+  const device = formatDevice(stat.rdev)
+  if (stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR) {
+    const number = numberOfMinor(minorOf(stat.rdev))
+    if (minorOfDevice(number) === minorOf(stat.rdev)) return number
+  }
+  if (!stat.isBlockDevice()) return 'not a node of a block device'
+  const whole = diskOfPartition(device)
+  return whole === undefined ? `block device ${device}, and no loop device` : `a partition: its device is /dev/${whole}`
 }
 
 export const CONTROL = '/dev/loop-control'

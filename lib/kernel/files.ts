@@ -232,6 +232,11 @@ export function readDirectorySync(path: string): string[] | number {
   return answerSync('readDirectorySync', () => fs.readdirSync(path))
 }
 
+/** Through all links; the path of a file that is there. */
+export function realPathSync(path: PathLike): string | number {
+  return answerSync('realPathSync', () => fs.realpathSync(path, 'utf8'))
+}
+
 export function readLinkSync(path: string): string | number {
   return answerSync('readLinkSync', () => fs.readlinkSync(path))
 }

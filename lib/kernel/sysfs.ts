@@ -142,6 +142,39 @@ export function readBlockDeviceSizeSync(device: string): bigint {
   return sectors === undefined ? 0n : BigInt(sectors) * 512n
 }
 
+/** Logical block size of any block device or partition, by its `major:minor`. */
+export function readBlockSizeSync(device: string): number | undefined {
+  const directory = `/sys/dev/block/${device}`
+  return optionalNumber(
+    readFileSync(`${directory}${existsSync(`${directory}/partition`) ? '/..' : ''}/queue/logical_block_size`),
+  )
+}
+
+/** Block devices that have bytes of this one: itself, its disk, its partitions. By `major:minor`, with their names. */
+export function readSharingDevices(device: string): ReadonlyMap<string, string> {
+  const directory = `/sys/dev/block/${device}`
+  const found = new Map<string, string>()
+  const add = (path: string): void => {
+    const [numbers, name] = [optionalText(`${path}/dev`), optionalText(`${path}/uevent`)]
+    if (numbers !== undefined) found.set(numbers, `/dev/${/^DEVNAME=(.*)$/m.exec(name ?? '')?.[1] ?? numbers}`)
+  }
+  add(directory)
+  if (existsSync(`${directory}/partition`)) add(`${directory}/..`)
+  else {
+    const names = readDirectorySync(directory)
+    if (typeof names === 'number') return found
+    for (const name of names) if (existsSync(`${directory}/${name}/partition`)) add(`${directory}/${name}`)
+  }
+  return found
+}
+
+/** Whether the kernel refuses writes to a block device or partition, as BLKROGET tells. */
+export function isReadOnlySync(device: string): boolean {
+  const directory = `/sys/dev/block/${device}`
+  const whole = existsSync(`${directory}/partition`) ? optionalText(`${directory}/../ro`) : undefined
+  return optionalText(`${directory}/ro`) === '1' || whole === '1'
+}
+
 /** Bytes that the device shows. */
 export function readSizeSync(number: number): bigint | undefined {
   const sectors = optionalText(`${deviceDirectory(number)}/size`)

@@ -174,13 +174,13 @@ async function findOnly(image: Readable, table: PartitionTable, deadline: Deadli
 
 /** That of the GPT in the image; undefined where there is none. */
 function probeBlockSize({ fd, start, size }: Pick<Readable, 'fd' | 'start' | 'size'>): Promise<number | undefined> {
-  const read = async (position: number, length: number): Promise<Uint8Array> => {
+  const read = async (position: bigint, length: number): Promise<Uint8Array> => {
     const bytes = Buffer.alloc(length)
     // What cannot be read is no table.
-    const count = await readAt(fd, bytes, length, start + position)
+    const count = await readAt(fd, bytes, length, BigInt(start) + position)
     return count < 0 ? bytes : bytes.subarray(0, count)
   }
-  return probeGptBlockSize(read, size)
+  return probeGptBlockSize(read, BigInt(size))
 }
 
 /** The path can be that of another file since it was looked at. */

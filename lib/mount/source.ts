@@ -12,10 +12,10 @@ import { minorOfDevice } from '../kernel/features.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { LOOP_MAJOR } from '../kernel/uapi.ts'
 import { addPartitions, type Range, removePresent } from '../partitions/blkpg.ts'
-import type { PartitionTable } from '../partitions/disk.ts'
+import { describeTable, type PartitionTable } from '../partitions/disk.ts'
 import { settlePartitions } from '../partitions/nodes.ts'
 import { findPartition, type PartitionRef } from '../partitions/ref.ts'
-import { readPartitionTable } from '../partitions/table.ts'
+import { findTableIn } from '../partitions/read.ts'
 import { detect, type Detected } from './detect.ts'
 import { refuseUnknown } from './refused.ts'
 import { PROBE_BYTES, type Signature } from './superblocks.ts'
@@ -66,7 +66,9 @@ export async function openSource(
   const table = await readTable(readableOf(handle))
   const { number: index, start, size } = findPartition(table, partition, handle.path)
   const isKnown = sysfs.readPartitions(number).some((one) => one.number === index)
-  const added = isKnown ? [] : await addPartitions(handle, [{ number: index, start, size }])
+  const added = isKnown
+    ? []
+    : await addPartitions(handle, [{ number: index, start: BigInt(start), size: BigInt(size) }])
   try {
     await settlePartitions(handle, deadline)
     const found = sysfs.readPartitions(number).find((one) => one.number === index)
@@ -85,14 +87,9 @@ export function readableOf(handle: Handle): Readable {
 }
 
 /** The partition table; undefined where there is none. */
-export function readTable({ fd, path, start, size, blockSize }: Readable): Promise<PartitionTable | undefined> {
-  const read = async (position: number, length: number): Promise<Uint8Array> => {
-    const bytes = new Uint8Array(length)
-    const count = await readAt(fd, bytes, length, start + position)
-    if (count < 0) throw explain({ call: 'read', errno: count, path })
-    return bytes.subarray(0, count)
-  }
-  return readPartitionTable(read, size, blockSize, path)
+export async function readTable({ fd, path, start, size, blockSize }: Readable): Promise<PartitionTable | undefined> {
+  const found = await findTableIn({ fd, path, offset: BigInt(start), size: BigInt(size) }, blockSize)
+  return found && describeTable(found, blockSize)
 }
 
 /** What is on the source: what its beginning shows, read through its own node. */

@@ -1,6 +1,7 @@
 /** The devices that a file, or a reference, is attached to. */
 
 import { constants } from 'node:os'
+import { basename, dirname, join } from 'node:path'
 import {
   type BackingFile,
   checkBackingFile,
@@ -71,6 +72,20 @@ function checkMountPoint(value: unknown): string {
   if (typeof value !== 'string') throw wrongType('mountPoint', 'a path', value)
   if (value === '' || value.includes('\0')) throw wrongValue('mountPoint', 'must be a path')
   return value
+}
+
+/** The devices attached to a file that had this path and was deleted; what is there now is another file, or nothing. */
+export async function findOfDeleted(path: string | Buffer): Promise<LoopInfo[]> {
+  const there = files.realPathSync(path)
+  const folder = typeof there === 'string' ? undefined : files.realPathSync(dirname(path.toString()))
+  const whole =
+    typeof there === 'string' ? there : typeof folder === 'string' && join(folder, basename(path.toString()))
+  if (whole === false) return []
+  const numbers = (await readAttached()).filter((number) => {
+    return sysfs.readBackingFileSync(number) === `${whole} (deleted)`
+  })
+  const infos = await readInfos(numbers, false)
+  return infos.filter(({ backingFile, backingDeleted }) => backingDeleted && backingFile === whole)
 }
 
 interface Wanted {

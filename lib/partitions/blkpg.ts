@@ -3,6 +3,7 @@
 import { constants } from 'node:os'
 import { Deadline } from '../common/deadline.ts'
 import type { Failure } from '../errors/causes.ts'
+import { partitionFault } from '../errors/evidence.ts'
 import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
@@ -12,38 +13,115 @@ import { close, O_EXCL, O_RDONLY } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { KnownPartition } from '../kernel/sysfs.ts'
 import { newInfo } from '../kernel/uapi.ts'
+import { formatBytes, MAX_NUMBER } from './disk.ts'
 import { removeNodesOfGone, settlePartitions } from './nodes.ts'
 
-const { EBUSY, ENXIO } = constants.errno
+const { EBUSY, EINVAL, ENXIO } = constants.errno
 
-export type Range = Pick<KnownPartition, 'number' | 'start' | 'size'>
-
-export function isSame(a: Range, b: Range): boolean {
-  return a.number === b.number && a.start === b.start && a.size === b.size
+/** A partition as BLKPG takes it: its number, and its place in bytes. */
+export interface Range {
+  number: number
+  start: bigint
+  size: bigint
 }
 
-/** Adds those of them that are not there yet, or none; answers which. */
+export function isSame(range: Range, known: KnownPartition): boolean {
+  return isAtSamePlace(range, known) && Number(range.size) === known.size
+}
+
+export function isAtSamePlace(range: Range, known: KnownPartition): boolean {
+  return range.number === known.number && Number(range.start) === known.start
+}
+
+function rangeOf({ number, start, size }: KnownPartition): Range {
+  return { number, start: BigInt(start), size: BigInt(size) }
+}
+
+/**
+ * Adds those of them that are not there yet; answers which. One that the kernel does not take, because it overlaps with
+ * another or is not aligned to the blocks of the device, is left out with a warning.
+ *
+ * @throws `permission`, `device-exists` where another partition has the number, `no-such-device`; none is added then
+ */
 export async function addPartitions(handle: Handle, ranges: readonly Range[]): Promise<Range[]> {
   const { number, descriptor } = handle
+  const possible = leaveOutBeyond(handle, ranges)
   const added: Range[] = []
-  for (const range of ranges) {
-    const [start, length] = [BigInt(range.start), BigInt(range.size)]
-    const answer = await binding().blkPgAddPartition(descriptor, range.number, start, length)
-    if (answer >= 0) added.push(range)
-    // Another process that shares the device was faster.
-    else if (!sysfs.readPartitions(number).some((partition) => isSame(range, partition))) {
-      await removePresent(handle, added)
-      const asked = { partition: { number: range.number, start, length } }
-      throw explain(handle.failure('BLKPG', answer, { asked }), 'BLKPG add')
+  for (const range of possible) {
+    const answer = await binding().blkPgAddPartition(descriptor, range.number, range.start, range.size)
+    if (answer >= 0) {
+      added.push(range)
+      continue
     }
+    const known = sysfs.readPartitions(number)
+    // Another process that shares the device was faster.
+    if (known.some((partition) => isSame(range, partition))) continue
+    const failure = failureOf(handle, range, answer)
+    const problem = whyNotTaken(range, known, failure)
+    if (problem === undefined) {
+      await removePresent(handle, added)
+      throw explain(failure, 'BLKPG add')
+    }
+    handle.warnings.add('partition-left-out', `partition ${range.number} ${problem}; it is left out`, ALONE)
   }
   return added
+}
+
+const ALONE = 'it can be attached by itself, with the option partition'
+
+function leaveOutBeyond(handle: Handle, ranges: readonly Range[]): readonly Range[] {
+  const beyond = ranges.filter(({ number }) => number > MAX_NUMBER)
+  const [first] = beyond
+  if (first === undefined) return ranges
+  const message = `${beyond.length} partitions from number ${first.number} on are left out: the kernel has none beyond ${MAX_NUMBER}`
+  handle.warnings.add('partition-left-out', message, ALONE)
+  return ranges.filter(({ number }) => number <= MAX_NUMBER)
+}
+
+function failureOf(handle: Handle, { number, start, size }: Range, errno: number): Failure {
+  return handle.failure('BLKPG', errno, { asked: { partition: { number, start, length: size } } })
+}
+
+/** What is wrong with this one partition; undefined where it is something else. */
+function whyNotTaken(range: Range, known: readonly KnownPartition[], failure: Failure): string | undefined {
+  if (failure.errno === -EINVAL) return `cannot be: ${partitionFault(failure) ?? 'the kernel does not take it'}`
+  if (failure.errno !== -EBUSY || known.some(({ number }) => number === range.number)) return undefined
+  const [start, end] = [Number(range.start), Number(range.start + range.size)]
+  const other = known.find((one) => one.start < end && start < one.start + one.size)
+  if (other === undefined) return undefined
+  const bytes = Math.min(end, other.start + other.size) - Math.max(start, other.start)
+  return `overlaps with partition ${other.number} by ${formatBytes(BigInt(bytes))}, which only the kernel's own parser allows`
+}
+
+/** A partition that is in use can grow so: BLKPG_RESIZE_PARTITION. Its node stays, and so does whoever has it open. */
+export async function growPartition(handle: Handle, range: Range, from: KnownPartition): Promise<void> {
+  const answer = await binding().blkPgResizePartition(handle.descriptor, range.number, range.start, range.size)
+  if (answer >= 0) return
+  const failure = failureOf(handle, range, answer)
+  if (answer !== -EBUSY && answer !== -EINVAL) throw explain(failure, 'BLKPG resize')
+  const others = sysfs.readPartitions(handle.number).filter(({ number }) => number !== range.number)
+  const problem = whyNotTaken(range, others, failure) ?? 'is not taken by the kernel as large as the table has it'
+  handle.warnings.add(
+    'partition-cut',
+    `partition ${range.number} ${problem}; it stays at ${formatBytes(BigInt(from.size))}`,
+  )
+}
+
+/** Back to what it was; by somebody who has just made it larger. */
+export async function shrinkBack({ descriptor }: Handle, known: KnownPartition): Promise<void> {
+  const { number, start, size } = rangeOf(known)
+  await binding().blkPgResizePartition(descriptor, number, start, size)
 }
 
 /** Removes those of them that are there, and not in use. */
 export async function removePresent({ number, descriptor }: Handle, ranges: readonly Range[]): Promise<void> {
   const partitions = sysfs.readPartitions(number).filter((one) => ranges.some((range) => isSame(range, one)))
   await removeUnused(number, descriptor, partitions)
+}
+
+/** Removes all that nobody uses; their nodes first. */
+export async function removeAllUnused({ number, descriptor }: Handle): Promise<void> {
+  await removeUnused(number, descriptor, sysfs.readPartitions(number))
 }
 
 /**
@@ -111,6 +189,6 @@ export async function restorePartitions(handle: Handle, partitions: readonly Kno
   const known = sysfs.readPartitions(handle.number)
   const lost = partitions.filter((partition) => !known.some((other) => other.number === partition.number))
   if (lost.length === 0) return
-  await addPartitions(handle, lost)
+  await addPartitions(handle, lost.map(rangeOf))
   await settlePartitions(handle, new Deadline(1_000))
 }

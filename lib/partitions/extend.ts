@@ -2,12 +2,11 @@
 
 import { crc32 } from '../common/digest.ts'
 import { refusal } from '../errors/errors.ts'
-import type { BlockReader } from './disk.ts'
-import { readPartitionTable } from './table.ts'
+import { findTable } from './table.ts'
 
 /** The device that the table is on. */
 export interface Extendable {
-  read: BlockReader
+  read: (position: number, length: number) => Promise<Uint8Array>
   /** Writes whole blocks. */
   write: (position: number, bytes: Uint8Array) => Promise<void>
   /** What is written is on the medium. */
@@ -39,12 +38,14 @@ const ALIGNMENT = 4096
  */
 export async function extendLastPartition(device: Extendable): Promise<Extended> {
   const { read, size, blockSize, path } = device
-  const table = await readPartitionTable(read, size, blockSize, path)
+  const table = await findTable((position, length) => read(Number(position), length), BigInt(size), blockSize, path)
   if (table === undefined) throw bad(device, 'there is no partition table')
   if (table.usedBackup) throw bad(device, 'the primary GPT is damaged: repair it first, with sgdisk or gdisk')
-  const last = table.partitions.toSorted((a, b) => a.start - b.start).at(-1)
+  const last = table.partitions.toSorted((a, b) => Number(a.start - b.start)).at(-1)
   if (last === undefined) throw bad(device, 'there is no partition')
-  return table.kind === 'gpt' ? extendGpt(device, last) : extendMbr(device, last)
+  const { number, start, size: length, extended } = last
+  const present = { number, start: Number(start), size: Number(length), ...(extended && { extended }) }
+  return table.table === 'gpt' ? extendGpt(device, present) : extendMbr(device, present)
 }
 
 /** The number of blocks from `start` on that end with a whole page, and not behind `end`. */

@@ -1,26 +1,27 @@
 /** GUID partition tables (GPT), with their checksums and the backup at the end of the disk. */
 
 import { crc32 } from '../common/digest.ts'
+import type { Warning } from '../common/warnings.ts'
 import {
-  alignedReader,
-  assertNoOverlap,
-  assertOnDevice,
   bad,
   type BlockReader,
   digits,
   type Disk,
+  formatBytes,
+  type FoundTable,
   GPT_BLOCK_SIZES,
   hex,
+  inBlocksOf,
   isPowerOfTwo,
-  type PartitionTable,
   readBlocks,
   type TableEntry,
+  warning,
 } from './disk.ts'
 import type { MbrEntry } from './mbr.ts'
 import { GPT_TYPES } from './types.ts'
 
 interface GptHeader {
-  block: number
+  block: bigint
   diskId: string
   alternate: bigint
   firstUsable: bigint
@@ -39,106 +40,130 @@ interface GptCopy extends GptHeader {
 export const GPT_PROTECTIVE = 0xee
 
 const GPT_HEADER_BYTES = 92
-/** 1024 entries of the usual size; all tools write 128. */
-const MAX_GPT_ENTRIES_BYTES = 128 * 1024
+/** What all tools write; the kernel takes no others. */
+const GPT_ENTRY_BYTES = 128
+/** 32 768 entries of the usual size, as many as the kernel can read; all tools write 128. */
+const MAX_GPT_ENTRIES_BYTES = 4 << 20
 
 /**
  * The logical block size that the image's GPT was made for: where its header is found, first the primary, else the
  * backup in the last block. Undefined: there is no GPT with a good header. Its reads are aligned to 512 bytes.
  */
-export async function probeGptBlockSize(read: BlockReader, size: number): Promise<number | undefined> {
+export async function probeGptBlockSize(read: BlockReader, size: bigint): Promise<number | undefined> {
   const disks = GPT_BLOCK_SIZES.map((blockSize) => {
-    return { read, blockSize, blocks: Math.floor(size / blockSize), path: undefined }
+    return { read, blockSize, blocks: size / BigInt(blockSize), path: undefined }
   })
-  for (const at of [() => 1, (disk: Disk) => disk.blocks - 1]) {
+  for (const at of [() => 1n, (disk: Disk) => disk.blocks - 1n]) {
     for (const disk of disks) {
       const block = at(disk)
-      if (block < 1 || block >= disk.blocks) continue
+      if (block < 1n || block >= disk.blocks) continue
       if (typeof parseGptHeader(await readBlocks(disk, block, 1), block) !== 'string') return disk.blockSize
     }
   }
   return undefined
 }
 
-export async function readGpt(disk: Disk, primaries: MbrEntry[]): Promise<PartitionTable | undefined> {
+export async function readGpt(disk: Disk, primaries: readonly MbrEntry[]): Promise<FoundTable | undefined> {
   // The kernel and sfdisk take it for protective only from block 1 on, and for no table otherwise.
   if (!primaries.some(({ type, start }) => type === GPT_PROTECTIVE && start === 1)) return undefined
-  const warnings: string[] = []
-  const others = primaries.filter((entry) => entry.type !== GPT_PROTECTIVE && entry.type !== 0 && entry.size > 0)
-  if (others.length > 0) warnings.push(`the MBR is a hybrid one: its ${others.length} other partitions do not count`)
-
-  const last = disk.blocks - 1
-  const primary = await readGptCopy(disk, 1)
-  if (typeof primary !== 'string') {
-    warnings.push(...(await checkBackup(disk, primary)))
-    return gptTable(disk, primary, false, warnings)
-  }
-  const problems = [`primary in block 1: ${primary}`]
-  for (const block of new Set([await primaryAlternate(disk), last])) {
-    if (block === undefined || block <= 1) continue
+  const primary = await readGptCopy(disk, 1n)
+  const isCut = typeof primary !== 'string' && primary.lastUsable >= disk.blocks
+  if (typeof primary !== 'string' && !isCut) return withHybrid(disk, primaries, await tableOfPrimary(disk, primary))
+  const problem = typeof primary === 'string' ? primary : `its last usable block is ${primary.lastUsable}`
+  const problems = [`primary in block 1: ${problem}`]
+  for (const block of new Set([await primaryAlternate(disk), disk.blocks - 1n])) {
+    if (block === undefined || block <= 1n) continue
     const backup = await readGptCopy(disk, block)
     if (typeof backup !== 'string') {
-      warnings.push(`the primary GPT is damaged (${primary}): the backup in block ${block} is used`)
-      return gptTable(disk, backup, true, warnings)
+      const message = `the primary GPT is damaged (${problem}): the backup in block ${block} is used`
+      const warnings = [
+        warning('gpt-backup', message, 'the kernel does not use it: write the table anew, with sfdisk or sgdisk'),
+      ]
+      return withHybrid(disk, primaries, gptTable(disk, backup, { usedBackup: true, isForKernel: false }, warnings))
     }
     problems.push(`backup in block ${block}: ${backup}`)
   }
-  const other = await probeGptBlockSize(alignedReader(disk), disk.blocks * disk.blockSize)
-  const hint =
-    other === undefined || other === disk.blockSize
-      ? undefined
-      : `there is a GPT made for blocks of ${other} bytes, the device has ${disk.blockSize}: attach with that block size`
-  throw bad(disk, `no copy of the GPT is whole: ${problems.join('; ')}`, hint)
+  // Of an image that was cut: what is left of it can be used, though the kernel takes no such table.
+  if (typeof primary !== 'string') return withHybrid(disk, primaries, await tableOfPrimary(disk, primary))
+  const other = await readForOtherBlocks(disk, primaries)
+  if (other) return other
+  throw bad(disk, `no copy of the GPT is whole: ${problems.join('; ')}`)
+}
+
+async function tableOfPrimary(disk: Disk, primary: GptCopy): Promise<FoundTable> {
+  const warnings = await checkBackup(disk, primary)
+  const isForKernel = primary.entrySize === GPT_ENTRY_BYTES && primary.lastUsable < disk.blocks
+  return gptTable(disk, primary, { usedBackup: false, isForKernel }, warnings)
+}
+
+/** A table that was made for a disk of other blocks; the kernel does not see it. */
+async function readForOtherBlocks(disk: Disk, primaries: readonly MbrEntry[]): Promise<FoundTable | undefined> {
+  const bytes = disk.blocks * BigInt(disk.blockSize)
+  const blockSize = await probeGptBlockSize(inBlocksOf(512, disk).read, bytes)
+  if (blockSize === undefined || blockSize === disk.blockSize) return undefined
+  const found = await readGpt(inBlocksOf(blockSize, disk), primaries)
+  if (!found) return undefined
+  const message = `the GPT was made for blocks of ${blockSize} bytes, the device has blocks of ${disk.blockSize}`
+  const told = warning('table-block-size', message, `attach with a block size of ${blockSize}, or 'auto'`)
+  return { ...found, isForKernel: false, warnings: [told, ...found.warnings] }
 }
 
 /** Where the primary header, damaged or not, says that the backup is. */
-async function primaryAlternate(disk: Disk): Promise<number | undefined> {
-  if (disk.blocks < 2) return undefined
-  const header = await readBlocks(disk, 1, 1)
+async function primaryAlternate(disk: Disk): Promise<bigint | undefined> {
+  if (disk.blocks < 2n) return undefined
+  const header = await readBlocks(disk, 1n, 1)
   const block = header.readBigUInt64LE(32)
-  return header.toString('latin1', 0, 8) === 'EFI PART' && block < disk.blocks ? Number(block) : undefined
+  return header.toString('latin1', 0, 8) === 'EFI PART' && block < disk.blocks ? block : undefined
 }
 
-async function checkBackup(disk: Disk, primary: GptCopy): Promise<string[]> {
+const REPAIR = 'sgdisk --move-second-header writes it where it belongs'
+
+async function checkBackup(disk: Disk, primary: GptCopy): Promise<Warning[]> {
   const { alternate } = primary
-  const last = disk.blocks - 1
-  if (alternate > last) return [`the backup GPT should be in block ${alternate}, the device ends with block ${last}`]
-  const backup = await readGptCopy(disk, Number(alternate))
-  if (typeof backup === 'string') return [`the backup GPT in block ${alternate} is damaged: ${backup}`]
-  const warnings: string[] = []
-  if (alternate < last) warnings.push(`the backup GPT is in block ${alternate}, not in the device's last, ${last}`)
+  const last = disk.blocks - 1n
+  if (alternate > last) {
+    return [
+      warning('gpt-backup', `the backup GPT should be in block ${alternate}, but the last block is ${last}`, REPAIR),
+    ]
+  }
+  const backup = await readGptCopy(disk, alternate)
+  if (typeof backup === 'string') {
+    return [warning('gpt-backup', `the backup GPT in block ${alternate} is damaged: ${backup}`, REPAIR)]
+  }
+  const warnings: Warning[] = []
+  if (alternate < last) {
+    warnings.push(warning('gpt-backup', `the backup GPT is in block ${alternate}, not in the last, ${last}`, REPAIR))
+  }
   if (backup.diskId !== primary.diskId || !backup.entries.equals(primary.entries)) {
-    warnings.push('the backup GPT differs from the primary')
+    warnings.push(warning('gpt-backup', 'the backup GPT differs from the primary', REPAIR))
   }
   return warnings
 }
 
 /** The header of that block and its entries; a string says why it is none. */
-async function readGptCopy(disk: Disk, block: number): Promise<GptCopy | string> {
-  if (block >= disk.blocks) return `the device ends with block ${disk.blocks - 1}`
+async function readGptCopy(disk: Disk, block: bigint): Promise<GptCopy | string> {
+  if (block >= disk.blocks) return `the last block is ${disk.blocks - 1n}`
   const header = parseGptHeader(await readBlocks(disk, block, 1), block)
   if (typeof header === 'string') return header
   const { firstUsable, lastUsable, entriesBlock, entryCount, entrySize, entriesCrc } = header
-  if (lastUsable >= disk.blocks)
-    return `its last usable block is ${lastUsable}, the device's last is ${disk.blocks - 1}`
   if (firstUsable > lastUsable) return `its usable blocks are ${firstUsable} to ${lastUsable}`
-  if (entrySize % 128 !== 0 || !isPowerOfTwo(entrySize / 128)) return `its entries have ${entrySize} bytes`
+  if (entrySize % GPT_ENTRY_BYTES !== 0 || !isPowerOfTwo(entrySize / GPT_ENTRY_BYTES)) {
+    return `its entries have ${entrySize} bytes`
+  }
   const length = entryCount * entrySize
   if (length === 0 || length > MAX_GPT_ENTRIES_BYTES) return `it has ${entryCount} entries of ${entrySize} bytes`
   const count = Math.ceil(length / disk.blockSize)
   if (entriesBlock < 1n || entriesBlock + BigInt(count) > disk.blocks) {
     return `its entries are in blocks ${entriesBlock} to ${entriesBlock + BigInt(count) - 1n}`
   }
-  const entries = (await readBlocks(disk, Number(entriesBlock), count)).subarray(0, length)
+  const entries = (await readBlocks(disk, entriesBlock, count)).subarray(0, length)
   const crc = crc32(entries)
   return crc === entriesCrc ? { ...header, entries } : `its entries' CRC is ${hex(crc)}, should be ${hex(entriesCrc)}`
 }
 
 /** What can be told from the header alone; a string says what is wrong with it. */
-function parseGptHeader(bytes: Buffer, block: number): GptHeader | string {
+function parseGptHeader(bytes: Buffer, block: bigint): GptHeader | string {
   if (bytes.toString('latin1', 0, 8) !== 'EFI PART') return 'it has no header'
-  const revision = bytes.readUInt32LE(8)
-  if (revision >>> 16 !== 1) return `its revision is ${hex(revision)}`
   const headerSize = bytes.readUInt32LE(12)
   if (headerSize < GPT_HEADER_BYTES || headerSize > bytes.length) return `its header has ${headerSize} bytes`
   const stored = bytes.readUInt32LE(16)
@@ -146,7 +171,7 @@ function parseGptHeader(bytes: Buffer, block: number): GptHeader | string {
   const crc = crc32(bytes.subarray(20, headerSize), crc32(new Uint8Array(4), crc32(bytes.subarray(0, 16))))
   if (crc !== stored) return `its header's CRC is ${hex(crc)}, should be ${hex(stored)}`
   const mine = bytes.readBigUInt64LE(24)
-  if (mine !== BigInt(block)) return `its header says it is in block ${mine}`
+  if (mine !== block) return `its header says it is in block ${mine}`
   return {
     block,
     alternate: bytes.readBigUInt64LE(32),
@@ -160,36 +185,72 @@ function parseGptHeader(bytes: Buffer, block: number): GptHeader | string {
   }
 }
 
-function gptTable(disk: Disk, copy: GptCopy, usedBackup: boolean, warnings: string[]): PartitionTable {
+function gptTable(
+  disk: Disk,
+  copy: GptCopy,
+  told: Pick<FoundTable, 'usedBackup' | 'isForKernel'>,
+  warnings: Warning[],
+): FoundTable {
+  const blockSize = BigInt(disk.blockSize)
   const partitions: TableEntry[] = []
+  const reachingBeyond: TableEntry[] = []
   for (let index = 0; index < copy.entryCount; index++) {
     const bytes = copy.entries.subarray(index * copy.entrySize, (index + 1) * copy.entrySize)
     if (bytes.subarray(0, 16).every((byte) => byte === 0)) continue
     const number = index + 1
     const start = bytes.readBigUInt64LE(32)
     const last = bytes.readBigUInt64LE(40)
-    if (last < start) throw bad(disk, `partition ${number} goes from block ${start} to ${last}`)
-    assertOnDevice(disk, number, start, last + 1n)
-    if (start < copy.firstUsable || last > copy.lastUsable) {
-      const usable = `${copy.firstUsable} to ${copy.lastUsable}`
-      warnings.push(`partition ${number} (blocks ${start} to ${last}) leaves the usable blocks (${usable})`)
+    const problem = whyLeftOut(disk, start, last)
+    if (problem !== undefined) {
+      warnings.push(warning('partition-left-out', `partition ${number} ${problem}; it is left out`))
+      if (last < start || start >= disk.blocks) continue
     }
     const type = readGuid(bytes, 0)
     const typeName = GPT_TYPES.get(type)
     const label = readLabel(bytes)
-    partitions.push({
+    const attributes = bytes.readBigUInt64LE(48)
+    const list = problem === undefined ? partitions : reachingBeyond
+    const end = problem === undefined ? last + 1n : disk.blocks
+    list.push({
       number,
-      start: Number(start) * disk.blockSize,
-      size: Number(last - start + 1n) * disk.blockSize,
+      start: start * blockSize,
+      size: (end - start) * blockSize,
+      readOnly: (attributes & ATTRIBUTE_READ_ONLY) !== 0n,
+      table: 'gpt',
       type,
       ...(typeName !== undefined && { typeName }),
       ...(label !== '' && { label }),
       uuid: readGuid(bytes, 16),
-      ...((bytes.readUInt8(48) & 4) !== 0 && { bootable: true }),
+      bootable: (attributes & ATTRIBUTE_BOOTABLE) !== 0n,
     })
   }
-  assertNoOverlap(disk, partitions)
-  return { kind: 'gpt', diskId: copy.diskId, usedBackup, warnings, partitions }
+  return { table: 'gpt', blockSize: disk.blockSize, diskId: copy.diskId, ...told, warnings, partitions, reachingBeyond }
+}
+
+const ATTRIBUTE_BOOTABLE = 1n << 2n
+const ATTRIBUTE_READ_ONLY = 1n << 60n
+
+/** As the kernel does: a partition of a GPT is not cut. */
+function whyLeftOut({ blocks, blockSize }: Disk, start: bigint, last: bigint): string | undefined {
+  if (last < start) return `goes from block ${start} to ${last}`
+  const beyond = (last + 1n - blocks) * BigInt(blockSize)
+  return beyond > 0n ? `ends ${formatBytes(beyond)} beyond the image` : undefined
+}
+
+/** With a word about those partitions of a hybrid MBR that the GPT does not have: the GPT counts. */
+function withHybrid({ blockSize }: Disk, primaries: readonly MbrEntry[], found: FoundTable): FoundTable {
+  const unit = BigInt(blockSize)
+  for (const { type, start, size } of primaries) {
+    if (type === GPT_PROTECTIVE || type === 0 || size === 0) continue
+    const isThere = found.partitions.some(
+      (other) => other.start === BigInt(start) * unit && other.size === BigInt(size) * unit,
+    )
+    if (isThere) continue
+    const where = `${formatBytes(BigInt(size) * unit)} at ${formatBytes(BigInt(start) * unit)}`
+    const message = `a partition of the hybrid MBR (${where}) is not in the GPT, which counts; it is left out`
+    found.warnings.push(warning('partition-left-out', message))
+  }
+  return found
 }
 
 /** The first three groups are little-endian. */

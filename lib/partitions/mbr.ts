@@ -1,18 +1,19 @@
 /** MBR partition tables, with the logical partitions of extended ones. */
 
+import type { Warning } from '../common/warnings.ts'
 import {
-  assertNoOverlap,
-  assertOnDevice,
-  bad,
   digits,
   type Disk,
+  formatBytes,
+  type FoundTable,
   GPT_BLOCK_SIZES,
   hex,
+  inBlocksOf,
   isPowerOfTwo,
   MAX_NUMBER,
-  type PartitionTable,
   readBlocks,
   type TableEntry,
+  warning,
 } from './disk.ts'
 import { MBR_TYPES } from './types.ts'
 
@@ -30,7 +31,7 @@ const MBR_SIGNATURE = 510
 const EXTENDED_TYPES: ReadonlySet<number> = new Set([0x05, 0x0f, 0x85])
 const LINUX_TYPES: ReadonlySet<number> = new Set([0x82, 0x83, 0x8e, 0xfd])
 
-/** The kernel gives up after 100 extended boot records in a row without a partition. */
+/** The kernel gives up after so many extended boot records in a row without a partition. */
 const MAX_EMPTY_LINKS = 100
 
 export function hasSignature(sector: Buffer): boolean {
@@ -73,111 +74,131 @@ function isFilesystem(sector: Buffer, primaries: readonly MbrEntry[]): boolean {
 }
 
 /** AIX leaves its mark in front of what is no table; it stays there where Linux partitions came later. */
-function isAix(sector: Buffer, primaries: readonly MbrEntry[]): boolean {
+async function isAix(disk: Disk, sector: Buffer, primaries: readonly MbrEntry[]): Promise<boolean> {
   const ofLinux = primaries.some(({ type }) => LINUX_TYPES.has(type) || EXTENDED_TYPES.has(type))
-  return sector.readUInt32BE(0) === 0xc9c2d4c1 && !ofLinux
+  if (sector.readUInt32BE(0) !== 0xc9c2d4c1 || ofLinux) return false
+  const sectors = inBlocksOf(512, disk)
+  return sectors.blocks > 7n && (await readBlocks(sectors, 7n, 1)).toString('latin1', 0, 4) === '_LVM'
 }
 
-export async function readMbr(disk: Disk, sector: Buffer, primaries: MbrEntry[]): Promise<PartitionTable | undefined> {
-  if (isAix(sector, primaries) || isFilesystem(sector, primaries)) return undefined
+export async function readMbr(disk: Disk, sector: Buffer, primaries: MbrEntry[]): Promise<FoundTable | undefined> {
+  if (isFilesystem(sector, primaries) || (await isAix(disk, sector, primaries))) return undefined
   const id = sector.readUInt32LE(440)
-  const table: PartitionTable = {
-    kind: 'mbr',
-    diskId: hex(id),
-    usedBackup: false,
-    warnings: [],
-    partitions: [],
-  }
-  const logicals: TableEntry[] = []
-  const containers: MbrEntry[] = []
+  const reader = new MbrReader(disk, id)
   for (const [index, entry] of primaries.entries()) {
     if (entry.size === 0) continue
-    assertOnDevice(disk, index + 1, entry.start, entry.start + entry.size)
-    table.partitions.push(mbrEntry(disk, id, index + 1, entry.start, entry))
-    if (isContainer(entry)) containers.push(entry)
+    reader.take(index + 1, BigInt(entry.start), entry)
+    if (isContainer(entry)) await reader.readLogicals(entry)
   }
-  assertNoOverlap(disk, table.partitions)
-  for (const container of containers) await readLogicals(disk, id, container, logicals, table.warnings)
-  assertNoOverlap(disk, logicals)
-  table.partitions.push(...logicals)
-  return table
-}
-
-function mbrEntry({ blockSize }: Disk, id: number, number: number, start: number, entry: MbrEntry): TableEntry {
-  const type = entry.type.toString(16)
-  const typeName = MBR_TYPES.get(type)
+  const { partitions, warnings } = reader
   return {
-    number,
-    start: start * blockSize,
-    size: entry.size * blockSize,
-    type,
-    ...(typeName !== undefined && { typeName }),
-    ...(id !== 0 && { uuid: `${digits(id)}-${digits(number, 2)}` }),
-    ...(entry.active === 0x80 && { bootable: true }),
-    ...(EXTENDED_TYPES.has(entry.type) && { extended: true }),
+    table: 'mbr',
+    blockSize: disk.blockSize,
+    diskId: hex(id),
+    usedBackup: false,
+    isForKernel: true,
+    warnings,
+    partitions,
+    reachingBeyond: [],
   }
 }
 
-/** The chain of extended boot records: each has a partition, relative to itself, and the next, relative to the container. */
-async function readLogicals(
-  disk: Disk,
-  id: number,
-  container: MbrEntry,
-  logicals: TableEntry[],
-  warnings: string[],
-): Promise<void> {
-  const end = container.start + container.size
-  const range = `blocks ${container.start} to ${end - 1}`
-  const visited = new Set<number>()
-  let empty = 0
-  let block = container.start
-  let room = container.size
-  while (true) {
-    if (visited.has(block)) {
-      throw bad(disk, `the chain of logical partitions loops: it comes back to the boot record in block ${block}`)
-    }
-    visited.add(block)
-    const sector = await readBlocks(disk, block, 1)
-    if (!hasSignature(sector)) {
-      warnings.push(`the chain of logical partitions ends in block ${block}, which is no boot record`)
+/** What is found of one table: its partitions and what is odd about them. */
+class MbrReader {
+  readonly partitions: TableEntry[] = []
+  readonly warnings: Warning[] = []
+  readonly #disk: Disk
+  readonly #id: number
+  /** Of the next logical partition, over all containers. */
+  #next = 5
+
+  constructor(disk: Disk, id: number) {
+    this.#disk = disk
+    this.#id = id
+  }
+
+  /** As the kernel does: what reaches beyond the end is cut there, what begins there is left out. */
+  take(number: number, start: bigint, entry: MbrEntry): void {
+    const { blocks, blockSize } = this.#disk
+    const unit = BigInt(blockSize)
+    const end = start + BigInt(entry.size)
+    if (start >= blocks) {
+      const beyond = formatBytes((start - blocks) * unit)
+      const where = start === blocks ? 'at the end of the image' : `${beyond} beyond the end of the image`
+      this.#leaveOut(`partition ${number} begins ${where}; it is left out`)
       return
     }
-    const entries = readEntries(sector)
-    empty++
-    for (const [index, entry] of entries.entries()) {
-      if (entry.size === 0 || EXTENDED_TYPES.has(entry.type)) continue
-      const start = block + entry.start
-      const fits = start + entry.size <= end
-      // Some tools leave garbage in the last two entries: there the kernel takes only what can be a partition.
-      if (index >= 2 && (!fits || entry.start + entry.size > room)) continue
-      const number = 5 + logicals.length
-      if (!fits) {
-        const blocks = `blocks ${start} to ${start + entry.size - 1}`
-        throw bad(disk, `logical partition ${number} (${blocks}) leaves the extended partition (${range})`)
+    const size = end > blocks ? blocks - start : BigInt(entry.size)
+    if (end > blocks) {
+      const beyond = formatBytes((end - blocks) * unit)
+      const message = `partition ${number} ends ${beyond} beyond the image; it is cut to ${formatBytes(size * unit)}`
+      this.warnings.push(warning('partition-cut', message))
+    }
+    const type = entry.type.toString(16)
+    const typeName = MBR_TYPES.get(type)
+    this.partitions.push({
+      number,
+      start: start * unit,
+      size: size * unit,
+      readOnly: false,
+      table: 'mbr',
+      type,
+      ...(typeName !== undefined && { typeName }),
+      ...(this.#id !== 0 && { uuid: `${digits(this.#id)}-${digits(number, 2)}` }),
+      bootable: entry.active === 0x80,
+      ...(EXTENDED_TYPES.has(entry.type) && { extended: true }),
+    })
+  }
+
+  /**
+   * The chain of extended boot records: each has a partition, relative to itself, and the next, relative to the
+   * container. It is followed as the kernel does, also out of the container; but not where it comes back.
+   */
+  async readLogicals(container: MbrEntry): Promise<void> {
+    const end = container.start + container.size
+    const visited = new Set<number>()
+    let empty = 0
+    let block = container.start
+    let room = container.size
+    while (true) {
+      if (visited.has(block)) {
+        return this.#endChain(`comes back to the boot record in block ${block}`)
       }
-      if (number > MAX_NUMBER) throw bad(disk, `there are more partitions than ${MAX_NUMBER}`)
-      logicals.push(mbrEntry(disk, id, number, start, entry))
-      empty = 0
+      visited.add(block)
+      if (++empty > MAX_EMPTY_LINKS) {
+        return this.#endChain(`has ${MAX_EMPTY_LINKS} boot records in a row without a partition`)
+      }
+      if (BigInt(block) >= this.#disk.blocks)
+        return this.#endChain(`leads to block ${block}, beyond the end of the image`)
+      const sector = await readBlocks(this.#disk, BigInt(block), 1)
+      if (!hasSignature(sector)) return this.#endChain(`ends in block ${block}, which is no boot record`)
+      const entries = readEntries(sector)
+      for (const [index, entry] of entries.entries()) {
+        if (entry.size === 0 || EXTENDED_TYPES.has(entry.type)) continue
+        const start = block + entry.start
+        // Some tools leave garbage in the last two entries: there the kernel takes only what can be a partition.
+        if (index >= 2 && (start + entry.size > end || entry.start + entry.size > room)) continue
+        if (this.#next > MAX_NUMBER)
+          return this.#endChain(`goes on behind partition ${MAX_NUMBER}, the last that there can be`)
+        this.take(this.#next++, BigInt(start), entry)
+        empty = 0
+      }
+      const link = entries.find((entry) => isContainer(entry))
+      if (!link) {
+        const zero = entries.find(({ type, start }) => EXTENDED_TYPES.has(type) && start > 0)
+        if (zero) this.#endChain(`leads to a boot record of no size, in block ${container.start + zero.start}`)
+        return
+      }
+      block = container.start + link.start
+      room = link.size
     }
-    if (empty > MAX_EMPTY_LINKS) {
-      throw bad(disk, `the chain of logical partitions has ${empty} boot records in a row without a partition`)
-    }
-    const link = entries.find((entry) => isContainer(entry))
-    if (!link) {
-      const zero = entries.find(({ type, start }) => EXTENDED_TYPES.has(type) && start > 0)
-      if (!zero) return
-      throw bad(
-        disk,
-        `the boot record in block ${block} leads to one in block ${container.start + zero.start} of no size`,
-      )
-    }
-    block = container.start + link.start
-    room = link.size
-    if (block >= end) {
-      throw bad(
-        disk,
-        `the chain of logical partitions leads to block ${block}, outside the extended partition (${range})`,
-      )
-    }
+  }
+
+  #endChain(problem: string): void {
+    this.#leaveOut(`the chain of logical partitions ${problem}; what may follow is left out`)
+  }
+
+  #leaveOut(message: string): void {
+    this.warnings.push(warning('partition-left-out', message))
   }
 }

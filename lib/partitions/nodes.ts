@@ -13,9 +13,9 @@ import type { KnownPartition } from '../kernel/sysfs.ts'
 
 const { EACCES, EEXIST, ENOENT, ENOTTY, EPERM } = constants.errno
 
-/** Those of partitions that are not there any more, in a /dev that the kernel does not look after. */
+/** Those of partitions that are not there any more. In its own /dev the kernel has removed those that it had made. */
 export function removeNodesOfGone(number: number, partitions: readonly KnownPartition[]): void {
-  if (partitions.length === 0 || isDevKernels()) return
+  if (partitions.length === 0) return
   const known = sysfs.readPartitions(number)
   for (const { path, device } of partitions) {
     if (!known.some((partition) => partition.device === device)) removeNode(path, device)
@@ -25,9 +25,12 @@ export function removeNodesOfGone(number: number, partitions: readonly KnownPart
 /** How long the set has to stay the same where udev is there: its own look makes the kernel scan again (K4). */
 const QUIET_MS = 50
 
+/** After so long a node that is missing in the kernel's own /dev is not going to come. */
+const LOST_MS = 100
+
 /**
  * Waits until each partition that the kernel knows has its node, and their set is stable (K4, seen from 5.10 to 7.2).
- * Where the kernel does not look after /dev, makes the nodes.
+ * Makes the nodes where the kernel does not look after /dev, and those that somebody has removed from its own.
  *
  * @throws `node-missing`, `not-a-loop-device` where there is something else at the path of a node
  */
@@ -40,7 +43,9 @@ export async function settlePartitions({ number, createNode }: Handle, deadline:
     const [now, seen] = [performance.now(), JSON.stringify(known)]
     if (seen !== last) [last, since] = [seen, now]
     const lacking: KnownPartition[] = []
-    for (const partition of known) if (!(await hasNode(partition, createNode))) lacking.push(partition)
+    // In its own /dev the kernel makes it, a moment after the partition: only then somebody has removed it.
+    const makes = createNode && (!isDevKernels() || now - since >= LOST_MS || deadline.left === 0)
+    for (const partition of known) if (!(await hasNode(partition, makes))) lacking.push(partition)
     const [first] = lacking
     const isSteady = first === undefined && JSON.stringify(sysfs.readPartitions(number)) === seen
     if (isSteady && now - since >= quiet) return assertOpen(known, number)
@@ -66,10 +71,10 @@ async function assertOpen(partitions: readonly KnownPartition[], number: number)
 }
 
 /** Whether the partition has its node, made here where need be. */
-async function hasNode({ path, device }: KnownPartition, createNode: boolean): Promise<boolean> {
+async function hasNode({ path, device }: KnownPartition, makes: boolean): Promise<boolean> {
   const state = checkNode(path, device)
   if (state === 0) return true
-  if (!createNode || isDevKernels()) return false
+  if (!makes) return false
   // Minors of partitions are given out anew each time: this one is of a partition that was there before.
   if (state === -ENOTTY && isStaleNode(path)) unlinkSync(path)
   const made = await makeNode(path, device)

@@ -1,21 +1,20 @@
-/** The partitions of a device: what the kernel knows of them, their nodes, and those we tell the kernel about. */
+/** The partitions of a device: what the kernel knows of them, what the table says, and looking again. */
 
 import { constants } from 'node:os'
 import { checkOptions, wrongValue } from '../common/arguments.ts'
-import { backoff, checkDeadline, Deadline, checkWait, LOOKING, type Wait } from '../common/deadline.ts'
+import { backoff, checkDeadline, checkWait, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { LoopError } from '../errors/errors.ts'
-import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
-import { readAt } from '../kernel/files.ts'
+import { readMounts } from '../kernel/mountinfo.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { KnownPartition } from '../kernel/sysfs.ts'
-import { decodeU64, LO_FLAGS_PARTSCAN, newU64 } from '../kernel/uapi.ts'
-import { addPartitions, isSame, type Range, removePartitions, restorePartitions } from './blkpg.ts'
-import type { PartitionTable, TableEntry } from './disk.ts'
+import { LO_FLAGS_PARTSCAN } from '../kernel/uapi.ts'
+import type { FoundTable } from './disk.ts'
 import { settlePartitions } from './nodes.ts'
-import { readPartitionTable } from './table.ts'
+import { findTableOf } from './read.ts'
+import { hasNoParser, showPartitions, tell, updatePartitions } from './scan.ts'
 
 const { EBUSY } = constants.errno
 
@@ -35,16 +34,13 @@ export interface Partition extends KnownPartition {
   bootable?: boolean
 }
 
-export interface RescanOptions {
+export interface RescanOptions extends Wait {
   /**
-   * `'kernel'`: BLKRRPART. `'user'`: the table is read here, GPT or MBR, and the kernel told with BLKPG: for kernels
-   * without a parser for the table. Default: `'kernel'` where the device was attached with `partscan: true`.
+   * `'kernel'`: BLKRRPART, and what the kernel's own parsers find. `'user'`: the table, GPT or MBR, is read here, and the
+   * kernel told with BLKPG. Default: whatever works; BLKPG alone where the device has no partition scan
+   * (`LO_FLAGS_PARTSCAN`).
    */
   mode?: 'kernel' | 'user' | undefined
-  /** Milliseconds to wait for what passes by itself; 0: one try. Default 5 000. */
-  timeout?: number | undefined
-  /** Gives up and rejects with the signal's reason. */
-  signal?: AbortSignal | undefined
 }
 
 /** What the kernel knows, with what the table on the device says of it. */
@@ -58,60 +54,34 @@ export async function listPartitions(handle: Handle, options?: Wait): Promise<Pa
 
 async function describePartitions(handle: Handle): Promise<Partition[]> {
   const known = sysfs.readPartitions(handle.number)
-  const table = await readTableFor(handle, known)
+  const table = await findTableFor(handle, known)
+  for (const { code, message, hint } of table?.warnings ?? []) handle.warnings.add(code, message, hint)
   return known.map((partition) => {
     const entry = table?.partitions.find(
-      (other) => other.number === partition.number && other.start === partition.start,
+      (other) => other.number === partition.number && Number(other.start) === partition.start,
     )
-    if (table === undefined || entry === undefined) return partition
-    const { type, typeName, label, uuid } = entry
+    if (entry === undefined) return partition
+    const { table: kind, type, typeName, label, uuid, bootable } = entry
     return {
       ...partition,
-      table: table.kind,
+      table: kind,
       type,
       ...(typeName !== undefined && { typeName }),
       ...(label !== undefined && { label }),
       ...(uuid !== undefined && { uuid }),
-      bootable: entry.bootable ?? false,
+      bootable,
     }
   })
 }
 
-/** A table that is refused here says nothing of partitions that the kernel has all the same. */
-async function readTableFor(handle: Handle, known: KnownPartition[]): Promise<PartitionTable | undefined> {
+/** A table that cannot be read says nothing of partitions that the kernel has all the same. */
+async function findTableFor(handle: Handle, known: KnownPartition[]): Promise<FoundTable | undefined> {
   try {
-    return await readTable(handle)
+    return await findTableOf(handle)
   } catch (error) {
     if (known.length > 0 && LoopError.is(error, 'bad-partition-table')) return undefined
     throw error
   }
-}
-
-/** @throws `bad-partition-table`, `io` */
-async function readTable(handle: Handle): Promise<PartitionTable | undefined> {
-  const { descriptor, path } = handle
-  const size = newU64()
-  const answer = binding().blkGetSize64Sync(descriptor, size)
-  if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
-  const read = async (position: number, length: number): Promise<Uint8Array> => {
-    const bytes = new Uint8Array(length)
-    const count = await readAt(descriptor, bytes, length, position)
-    if (count < 0) throw explain({ call: 'read', errno: count, path })
-    return bytes.subarray(0, count)
-  }
-  const table = await readPartitionTable(read, Number(decodeU64(size)), binding().blkSszGetSync(descriptor), path)
-  if (table?.usedBackup) warn(handle, table.warnings)
-  return table
-}
-
-const warned = new WeakMap<Handle, string>()
-
-/** Once for each handle: nobody else says that the table at the beginning is damaged. */
-function warn(handle: Handle, warnings: string[]): void {
-  const text = `${handle.path}: ${warnings.join('; ')}`
-  if (warned.get(handle) === text) return
-  warned.set(handle, text)
-  process.emitWarning(`the backup of the GPT is used: ${text}`, { type: 'LoopctlWarning', code: 'LOOPCTL_BACKUP_GPT' })
 }
 
 /** Looks for partitions again, and resolves to them when each has a node and their set is stable. */
@@ -125,12 +95,39 @@ export async function rescanPartitions(handle: Handle, options?: RescanOptions):
   return handle.run(async () => {
     deadline.throwIfAborted()
     const { info } = await handle.readInfo()
-    const byKernel = (info.flags & LO_FLAGS_PARTSCAN) !== 0
-    if ((mode ?? (byKernel ? 'kernel' : 'user')) === 'kernel') await scanInKernel(handle, deadline)
-    else await scanAgain(handle)
+    const isScanned = (info.flags & LO_FLAGS_PARTSCAN) !== 0
+    if (mode === 'user' || (mode === undefined && !isScanned)) await scanHere(handle)
+    else if (mode === 'kernel') await scanInKernel(handle, deadline)
+    else await scanAnyhow(handle, deadline)
+    if (mode !== 'user' && isScanned) await showPartitions(handle, mode ?? 'any', deadline)
     await settlePartitions(handle, deadline)
     return describePartitions(handle)
   }, deadline)
+}
+
+/**
+ * BLKRRPART drops all partitions and adds those that the kernel finds: not where it is known to find none, nor where one
+ * of them is mounted.
+ */
+async function scanAnyhow(handle: Handle, deadline: Deadline): Promise<void> {
+  if ((await isMounted(handle)) || (await isWithoutParser(handle))) await scanHere(handle)
+  else await scanInKernel(handle, deadline)
+}
+
+async function isMounted({ number }: Handle): Promise<boolean> {
+  const devices = new Set(sysfs.readPartitions(number).map(({ device }) => device))
+  if (devices.size === 0) return false
+  const mounts = await readMounts()
+  return typeof mounts !== 'number' && mounts.some(({ device }) => devices.has(device))
+}
+
+async function isWithoutParser(handle: Handle): Promise<boolean> {
+  try {
+    const table = await findTableOf(handle)
+    return table !== undefined && hasNoParser(table)
+  } catch {
+    return false
+  }
 }
 
 /** BLKRRPART; a udev probe that has the device, or a partition, is waited for. */
@@ -146,45 +143,10 @@ async function scanInKernel(handle: Handle, deadline: Deadline): Promise<void> {
 }
 
 /** What another program wrote into the backing file is not in the cache of the device: BLKRRPART empties it too. */
-async function scanAgain(handle: Handle): Promise<void> {
+async function scanHere(handle: Handle): Promise<void> {
   const answer = await binding().blkFlsBuf(handle.descriptor)
   if (answer < 0) throw handle.explain('BLKFLSBUF', answer)
-  await scanHere(handle, await readTable(handle))
-}
-
-/** Makes the kernel's partitions those of the table. What is in both stays untouched, and may be in use. */
-async function scanHere(handle: Handle, table: PartitionTable | undefined): Promise<void> {
-  const { number, descriptor } = handle
-  const wanted = toRanges(table, binding().blkSszGetSync(descriptor))
-  const known = sysfs.readPartitions(number)
-  const stale = known.filter((partition) => !wanted.some((range) => isSame(range, partition)))
-  const missing = wanted.filter((range) => !known.some((partition) => isSame(range, partition)))
-  await removePartitions(handle, stale)
-  try {
-    await addPartitions(handle, missing)
-  } catch (error) {
-    await restorePartitions(handle, stale)
-    throw error
-  }
-}
-
-/** Of the container of logical partitions the kernel shows no more than a boot loader needs: they lie in it. */
-function toRanges(table: PartitionTable | undefined, blockSize: number): Range[] {
-  return (table?.partitions ?? []).map(({ number, start, size, extended }: TableEntry) => {
-    return { number, start, size: extended ? Math.min(size, Math.max(1024, blockSize)) : size }
-  })
-}
-
-/**
- * Reads the partition table and adds its partitions with BLKPG: for kernels without a parser of the table, or without
- * partition scan. The PARTSCAN flag is not needed, and would drop them at the next rescan. Answers those that were not
- * there before.
- *
- * @throws `bad-partition-table`, `permission`
- */
-export async function addFromTable(handle: Handle): Promise<readonly Range[]> {
-  const known = sysfs.readPartitions(handle.number)
-  const wanted = toRanges(await readTable(handle), binding().blkSszGetSync(handle.descriptor))
-  const missing = wanted.filter((range) => !known.some((partition) => isSame(range, partition)))
-  return addPartitions(handle, missing)
+  const table = await findTableOf(handle)
+  tell(handle, table?.warnings ?? [])
+  await updatePartitions(handle, table)
 }

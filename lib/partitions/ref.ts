@@ -2,7 +2,7 @@
 
 import { outOfRange, wrongType, wrongValue } from '../common/arguments.ts'
 import { refusal } from '../errors/errors.ts'
-import type { PartitionTable, TableEntry } from './disk.ts'
+import type { PartitionTable, TablePartition } from './disk.ts'
 
 /**
  * One partition of a table. By number, as in `/dev/loop0p2`; by its label, which is compared exactly; by its UUID, or by
@@ -51,7 +51,7 @@ const MAX_TABLE_NUMBER = 32_768
  * @param path what the error calls the image or the device
  * @throws `no-such-partition` where none or several match, with what there is; also where there is no table
  */
-export function findPartition(table: PartitionTable | undefined, ref: PartitionRef, path?: string): TableEntry {
+export function findPartition(table: PartitionTable | undefined, ref: PartitionRef, path?: string): TablePartition {
   const there = table?.partitions ?? []
   const found = there.filter((partition) => matches(partition, ref))
   const [first] = found
@@ -65,10 +65,10 @@ export function findPartition(table: PartitionTable | undefined, ref: PartitionR
     })
   }
   const detail = typeof ref === 'number' ? `there is no partition ${ref}` : `there is no partition with ${what}`
-  throw refusal('no-such-partition', 'read', `${detail}: ${describeTable(table)}`, { path })
+  throw refusal('no-such-partition', 'read', `${detail}: ${describeTable(table)}`, { path, hint: hintOf(table) })
 }
 
-function matches(partition: TableEntry, ref: PartitionRef): boolean {
+function matches(partition: TablePartition, ref: PartitionRef): boolean {
   if (typeof ref === 'number') return partition.number === ref
   if ('label' in ref) return partition.label === ref.label
   if ('uuid' in ref) return partition.uuid?.toLowerCase() === ref.uuid.toLowerCase()
@@ -95,4 +95,10 @@ function describeTable(table: PartitionTable | undefined): string {
   })
   const rest = partitions.length - shown.length
   return `there are ${shown.join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`
+}
+
+/** What is missing may be in the table, and have been left out. */
+function hintOf(table: PartitionTable | undefined): string | undefined {
+  const [first] = table?.warnings.filter(({ code }) => code === 'partition-left-out') ?? []
+  return first?.message
 }

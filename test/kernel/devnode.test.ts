@@ -16,6 +16,7 @@ import {
 import { join } from 'node:path'
 import { beforeEach, expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
+import { isDevKernels } from '../../lib/kernel/devnode.ts'
 import {
   expectNoPartitions,
   knownPartitions,
@@ -33,7 +34,7 @@ import {
   unusedNumber,
 } from './partitioned.ts'
 import { needs } from '../needs.ts'
-import { sysfs, test } from './support.ts'
+import { failure, sysfs, test } from './support.ts'
 
 beforeEach(() => needs('sfdisk'))
 
@@ -394,4 +395,42 @@ test('killed: what it left in /dev is no hindrance for the next', async ({ folde
   expect(nodesOf(second)).toHaveLength(3)
   expect(await second.ask('remove', number)).toBe(number)
   expect(nodesOf(second)).toEqual([])
+})
+
+test("a node that somebody has removed from the kernel's own /dev is made again, and goes with its device", async ({
+  image,
+  skip,
+}) => {
+  skip(!isDevKernels(), 'this /dev is no devtmpfs')
+  const file = diskImage(image)
+  const number = await freeDevice()
+  const path = `/dev/loop${number}`
+  rmSync(path)
+  await using device = await attach(file, { number, partscan: 'user' })
+  expect(nodeOf(path)).toBe(sysfs(number, 'dev'))
+  expect(partitionNodes(number)).toHaveLength(2)
+  rmSync(`${path}p1`)
+  await device.rescanPartitions()
+  expect(nodeOf(`${path}p1`)).toBe(sysfs(number, `loop${number}p1/dev`))
+  expect(await device.detach()).toBe('detached')
+  expectNoPartitions(number)
+  await removeDevice(number)
+  expect(existsSync(path)).toBe(false)
+  // Where it is not to be made, the error says what is the matter.
+  await using control = await LoopControl.open()
+  await control.add(number)
+  rmSync(path)
+  await failure('node-missing', () => attach(file, { number, createNode: false }))
+  expect(existsSync(path)).toBe(false)
+})
+
+test('without loop-control a free device that is there is used', async ({ folder, image }) => {
+  const file = diskImage(image)
+  const number = await freeDevice()
+  const remote = await contained(folder, `rm /dev/loop-control; mknod /dev/loop${number} b 7 ${number}`)
+  const attached = await remote.attach(file, { partscan: 'user' })
+  // Nothing else has a node there.
+  expect(attached.number).toBe(number)
+  expect(sysfs(number, 'loop/backing_file')).toBe(file)
+  await remote.end()
 })

@@ -1,7 +1,6 @@
 /** Partitions that the kernel is told of: tables made by sfdisk and sgdisk, read here, checked through the nodes. */
 
 import { execFileSync } from 'node:child_process'
-import { once } from 'node:events'
 import {
   closeSync,
   copyFileSync,
@@ -281,20 +280,21 @@ describe("attach with partscan: 'user'", () => {
     expect(readBytes(`${device.path}p2`, 0, 512).equals(pattern(1))).toBe(true)
   })
 
-  test('a damaged primary GPT: the backup is used, and a process warning says so', async ({ image }) => {
+  test('a damaged primary GPT: the backup is used, and a warning says so', async ({ image }) => {
     const file = twoImage(image, 'disk', 9 * MiB)
     patch(file, 512, Buffer.alloc(512, 7))
-    // Each time
-    for (let turn = 0; turn < 2; turn++) {
-      const warning = once(process, 'warning')
-      await using device = await attach(file, { partscan: 'user' })
-      const [said] = (await warning) as [Error & { code: string }]
-      expect(said).toMatchObject({ name: 'LoopctlWarning', code: 'LOOPCTL_BACKUP_GPT' })
-      expect(said.message).toContain(device.path)
-      expect(said.message).toContain(`block ${(9 * MiB) / 512 - 1}`)
-      expect((await device.partitions()).map(({ label }) => label)).toEqual(['first', 'second'])
-      await device.detach()
-    }
+    const heard: Error[] = []
+    const listener = (warning: Error) => void heard.push(warning)
+    process.on('warning', listener)
+    onTestFinished(() => void process.off('warning', listener))
+    await using device = await attach(file, { partscan: 'user' })
+    const said = { code: 'gpt-backup', message: expect.stringContaining(`block ${(9 * MiB) / 512 - 1}`) }
+    expect(device.warnings).toMatchObject([said])
+    expect((await device.partitions()).map(({ label }) => label)).toEqual(['first', 'second'])
+    expect((await device.rescanPartitions()).map(({ label }) => label)).toEqual(['first', 'second'])
+    expect((await device.status()).warnings).toMatchObject([said])
+    await device.detach()
+    expect(heard).toEqual([])
   })
 
   test('no table, or an empty one: there are no partitions', async ({ image }) => {
@@ -336,44 +336,6 @@ describe('a table that is refused leaves nothing', () => {
       },
       /primary.*backup/,
     ],
-    [
-      'a GPT that is cut off',
-      (file) => {
-        sfdisk(file, TWO)
-        truncateSync(file, 2 * MiB)
-      },
-      /last usable block/,
-    ],
-    [
-      'partitions of a GPT that overlap',
-      (file) => {
-        sfdisk(file, TWO)
-        // sgdisk writes what sfdisk would not.
-        sgdisk(file, '--set-alignment=1', '--delete=2')
-        forgeGpt(file, 2, 3000n, 4000n)
-      },
-      /overlap/,
-    ],
-    [
-      'partitions that overlap',
-      (file) => record(file, 0, slot(0x83, 2048, 2048), slot(0x83, 4095, 100)),
-      /1 .* 2 .*overlap/,
-    ],
-    [
-      'a partition out of range',
-      (file) => record(file, 0, slot(0x83, 2048, 2048), slot(0x83, 16_000, 1000)),
-      /partition 2/,
-    ],
-    [
-      'a chain of logical partitions that loops',
-      (file) => {
-        record(file, 0, slot(0x83, 2048, 1024), slot(5, 4096, 8192))
-        record(file, 4096, slot(0x83, 8, 100), slot(5, 1024, 1024))
-        record(file, 5120, slot(0x83, 8, 100), slot(5, 0, 1024))
-        record(file, 4096, slot(0x83, 8, 100), slot(5, 1024, 1024))
-      },
-      /loops/,
-    ],
   ]
   for (const [name, make, says] of tables) {
     test(name, async ({ image }) => {
@@ -398,13 +360,93 @@ describe('a table that is refused leaves nothing', () => {
       expect(execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })).toBe('')
     })
   }
+})
 
-  test('and so does a partition that the kernel refuses', async ({ image }) => {
+describe('a table that is odd is read all the same, and it is said what is odd', () => {
+  const tables: { name: string; make: (file: string) => void; shown: string[]; warnings: [string, RegExp][] }[] = [
+    {
+      name: 'a GPT that is cut off',
+      make: (file) => {
+        sfdisk(file, TWO)
+        truncateSync(file, 3 * MiB)
+      },
+      shown: ['1 2048+2048'],
+      warnings: [
+        ['gpt-backup', /should be in block 16383, but the last block is 6143/],
+        ['partition-left-out', /^partition 2 ends 1 MiB beyond the image; it is left out$/],
+      ],
+    },
+    {
+      name: 'partitions of a GPT that overlap',
+      make: (file) => {
+        sfdisk(file, TWO)
+        forgeGpt(file, 2, 3000n, 4000n)
+      },
+      shown: ['1 2048+2048'],
+      warnings: [['partition-left-out', /^partition 2 overlaps with partition 1 by 512512 bytes, .* it is left out$/]],
+    },
+    {
+      name: 'an isohybrid image: partition 2 in partition 1, which is the whole image',
+      make: (file) => record(file, 0, slot(0, 0, 16_384), slot(0xef, 136, 4096)),
+      shown: ['1 0+16384'],
+      warnings: [['partition-left-out', /^partition 2 overlaps with partition 1 by 2 MiB/]],
+    },
+    {
+      name: 'a card image that was cut off',
+      make: (file) => record(file, 0, slot(0xc, 128, 1024), slot(0x83, 2048, 208_896), slot(0x83, 210_944, 2048)),
+      shown: ['1 128+1024', '2 2048+14336'],
+      warnings: [
+        ['partition-cut', /^partition 2 ends 95 MiB beyond the image; it is cut to 7 MiB$/],
+        ['partition-left-out', /^partition 3 begins 95 MiB beyond the end of the image; it is left out$/],
+      ],
+    },
+    {
+      name: 'a chain of logical partitions that loops',
+      make: (file) => {
+        record(file, 0, slot(0x83, 2048, 1024), slot(5, 4096, 8192))
+        record(file, 4096, slot(0x83, 8, 100), slot(5, 1024, 1024))
+        record(file, 5120, slot(0x83, 8, 100), slot(5, 0, 1024))
+      },
+      shown: ['1 2048+1024', '2 4096+2', '5 4104+100', '6 5128+100'],
+      warnings: [['partition-left-out', /comes back to the boot record in block 4096/]],
+    },
+    {
+      name: 'more partitions than a device can have',
+      make: (file) => {
+        const script = Array.from({ length: 300 }, (_, index) => `start=${2048 + 8 * index}, size=8\n`)
+        sfdisk(file, `label: gpt\ntable-length: 300\n${script.join('')}`)
+      },
+      shown: Array.from({ length: 255 }, (_, index) => `${index + 1} ${2048 + 8 * index}+8`),
+      warnings: [['partition-left-out', /^45 partitions from number 256 on are left out/]],
+    },
+  ]
+  for (const { name, make, shown, warnings } of tables) {
+    test(name, async ({ image }) => {
+      const file = image('disk', 8 * MiB)
+      make(file)
+      await using device = await attach(file, { partscan: 'user' })
+      const found = (await device.partitions()).map(
+        ({ number, start, size }) => `${number} ${start / 512}+${size / 512}`,
+      )
+      expect(found).toEqual(shown)
+      expect(Object.keys(knownPartitions(device.number))).toHaveLength(shown.length)
+      expect(device.warnings.map(({ code }) => code)).toEqual(warnings.map(([code]) => code))
+      for (const [index, [, message]] of warnings.entries()) expect(device.warnings[index]?.message).toMatch(message)
+      expect((await device.status()).warnings).toEqual(device.warnings)
+      const said = [...device.warnings]
+      await device.rescanPartitions({ mode: 'user' })
+      expect(device.warnings).toEqual(said)
+      expect(await device.detach()).toBe('detached')
+      expectNoPartitions(device.number)
+    })
+  }
+
+  test('a partition in the place of which somebody else has made another one', async ({ image }) => {
     const file = twoImage(image)
     await using control = await LoopControl.open()
     const number = await control.add()
     onTestFinished(() => removeDevice(number))
-    // Somebody else's partition in the place of the second one, made at the last moment
+    // Made at the last moment
     const add = `
 import fcntl, struct, sys
 data = struct.pack('=qqi64s64s4x', ${SECOND.start}, 4096, 9, b'', b'')
@@ -416,10 +458,14 @@ with open(sys.argv[1], 'rb') as device: fcntl.ioctl(device, 0x1269, arg)`
     observe((call) => {
       if (call === 'blkPgAddPartition' && ++calls === 2) execFileSync('python3', ['-c', add, `/dev/loop${number}`])
     })
-    const error = await failure('overlap', () => attach(file, { partscan: 'user', number }))
-    expect(error.code).toBe('EBUSY')
+    await using device = await attach(file, { partscan: 'user', number })
+    observe(undefined)
     expect(calls).toBe(2)
-    expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
+    expect((await device.partitions()).map((partition) => partition.number)).toEqual([1, 9])
+    expect(device.warnings).toMatchObject([
+      { code: 'partition-left-out', message: expect.stringMatching(/^partition 2 overlaps with partition 9 by 4 KiB/) },
+    ])
+    await device.detach()
     expectNoPartitions(number)
   })
 })
@@ -796,15 +842,18 @@ describe('rescanPartitions', () => {
     expect(knownPartitions(device.number)).toEqual(before)
     await device.detach()
 
-    // Kernels without a parser of the table find nothing.
-    await using scanned = await attach(file, { partscan: true })
+    // Kernels without a parser of the table find nothing: that is said.
+    await using scanned = await attach(file, { partscan: 'kernel' })
     const found = partitionNodes(scanned.number).map((name) => `/dev/${name}`)
+    const codes = found.length === 0 ? ['no-parser'] : []
     expect(Object.keys(knownPartitions(scanned.number)).map((name) => `/dev/${name}`)).toEqual(found)
     expect(paths(await scanned.partitions())).toEqual(found)
-    expect(paths(await scanned.rescanPartitions())).toEqual(found)
+    expect(scanned.warnings.map(({ code }) => code)).toEqual(codes)
     expect(paths(await scanned.rescanPartitions({ mode: 'kernel' }))).toEqual(found)
-    expect(paths(await scanned.rescanPartitions({ mode: 'user' }))).toHaveLength(2)
+    expect(scanned.warnings.map(({ code }) => code)).toEqual(codes)
+    expect(paths(await scanned.rescanPartitions())).toHaveLength(2)
     expect(places(scanned.number)).toEqual(twoOf(scanned.number))
+    expect(scanned.warnings.map(({ code }) => code)).toEqual(codes)
     await scanned.detach()
     expectNoPartitions(scanned.number)
   })
@@ -826,7 +875,7 @@ describe('rescanPartitions', () => {
     await other.close()
     await failure('closed', () => device.rescanPartitions())
     await failure('closed', () => device.partitions())
-    await expect(attach('/x', { partscan: 'kernel' as 'user' })).rejects.toThrow(TypeError)
+    await expect(attach('/x', { partscan: 'both' as 'user' })).rejects.toThrow(TypeError)
     await expect(attach('/x', { createNode: true as false })).rejects.toThrow(TypeError)
     await expect(attach('/x', { blockSize: 'best' as 'auto' })).rejects.toThrow(TypeError)
 
@@ -957,10 +1006,124 @@ describe("blockSize: 'auto'", () => {
     }
   })
 
-  test('a table for another block size is refused, with the hint to take that', async ({ image }) => {
+  test('a table for another block size: its partitions are there, and a warning says so', async ({ image }) => {
     const file = image('disk', 8 * MiB)
     await sfdiskAt(4096, file, TWO_4096)
-    const error = await failure('bad-partition-table', () => attach(file, { partscan: 'user', blockSize: 512 }))
-    expect(error.hint).toContain('4096')
+    for (const partscan of ['user', true] as const) {
+      await using device = await attach(file, { partscan, blockSize: 512 })
+      expect(places(device.number)).toEqual(twoOf(device.number))
+      expect(device.warnings).toMatchObject([{ code: 'table-block-size', message: expect.stringMatching(/4096.*512/) }])
+      await device.detach()
+    }
+  })
+
+  test('a table for smaller blocks: what is not aligned to those of the device is left out', async ({ image }) => {
+    const file = image('disk', 8 * MiB)
+    sfdisk(file, 'label: gpt\nstart=2048, size=2048\nstart=4097, size=8\n')
+    await using device = await attach(file, { partscan: 'user', blockSize: 4096 })
+    expect(places(device.number)).toEqual({ [`loop${device.number}p1`]: `${MiB} ${MiB}` })
+    expect(device.warnings).toMatchObject([
+      { code: 'table-block-size' },
+      { code: 'partition-left-out', message: expect.stringMatching(/^partition 2 cannot be: .*multiples of .*4096/) },
+    ])
+  })
+})
+
+describe('partscan: true', () => {
+  test('partitions appear, whatever the kernel can, and come back after a change', async ({ folder, image }) => {
+    const file = twoImage(image)
+    const copy = join(folder, 'copy')
+    copyFileSync(file, copy)
+    for (let turn = 0; turn < 2; turn++) {
+      await using device = await attach(file, { partscan: true, readOnly: true })
+      expect(sysfs(device.number, 'loop/partscan')).toBe('1')
+      expect(places(device.number)).toEqual(twoOf(device.number))
+      expectUsable(await device.partitions(), file)
+      await device.changeBackingFile(copy)
+      expect(places(device.number)).toEqual(twoOf(device.number))
+      expectUsable(await device.partitions(), copy)
+      expect(await device.detach()).toBe('detached')
+      expectNoPartitions(device.number)
+    }
+  })
+
+  test('an image without a table, or with a damaged one, is no error', async ({ image }) => {
+    const blank = image('blank', 8 * MiB)
+    await using none = await attach(blank, { partscan: true })
+    expect(await none.partitions()).toEqual([])
+    expect(await none.rescanPartitions()).toEqual([])
+    expect(none.warnings).toEqual([])
+    await none.detach()
+    const file = twoImage(image)
+    patch(file, 512, Buffer.alloc(8))
+    patch(file, 8 * MiB - 512, Buffer.alloc(8))
+    await using device = await attach(file, { partscan: true })
+    expect(device.warnings).toMatchObject([{ code: 'gpt-backup', message: expect.stringMatching(/primary.*backup/) }])
+    expectNoPartitions(device.number)
+    await device.detach()
+  })
+
+  test('setStatus({ partscan: true }) keeps partitions that are there', async ({ image }) => {
+    const file = twoImage(image)
+    await using device = await attach(file, { partscan: 'user' })
+    await device.setStatus({ partscan: true })
+    expect(sysfs(device.number, 'loop/partscan')).toBe('1')
+    expect(places(device.number)).toEqual(twoOf(device.number))
+    expectUsable(await device.partitions(), file)
+    await device.detach()
+    expectNoPartitions(device.number)
+  })
+})
+
+describe('a partition that grows', () => {
+  for (const partscan of ['user', true] as const) {
+    test(`while it is mounted, attached with partscan: ${partscan}`, async ({ folder, image }) => {
+      const file = image('disk', 16 * MiB)
+      sfdisk(file, 'label: gpt\nstart=2048, size=2048\nstart=4096, size=16384\n')
+      await using device = await attach(file, { partscan })
+      const second = `loop${device.number}p2`
+      await withMount(folder, `${device.path}p2`, async (mountPoint) => {
+        writeFileSync(join(mountPoint, 'file'), 'still here')
+        const before = knownPartitions(device.number)[second]
+        truncateSync(file, 32 * MiB)
+        await device.refreshCapacity()
+        execFileSync('sync', ['-f', mountPoint])
+        sgdisk(file, '--move-second-header')
+        sfdisk(file, ',40960\n', '-N2')
+        const partitions = await device.rescanPartitions({ timeout: 1_000 })
+        expect(partitions).toMatchObject([
+          { number: 1, size: MiB },
+          { number: 2, size: 20 * MiB },
+        ])
+        expect(knownPartitions(device.number)[second]).toEqual({ ...before, size: 20 * MiB })
+        const size = execFileSync('blockdev', ['--getsize64', `${device.path}p2`], { encoding: 'utf8' })
+        expect(Number(size)).toBe(20 * MiB)
+        expect(readFileSync(join(mountPoint, 'file'), 'utf8')).toBe('still here')
+        // Smaller under a mount would lose what is at its end
+        sfdisk(file, ',2048\n', '-N2', '--force')
+        await failure('in-use', () => device.rescanPartitions({ timeout: 0 }))
+        expect(knownPartitions(device.number)[second]).toEqual({ ...before, size: 20 * MiB })
+      })
+      expect(await detachSoon(device)).toBe('detached')
+      expectNoPartitions(device.number)
+    })
+  }
+
+  test('over another one, which stays: it keeps its size, and that is said', async ({ image }) => {
+    const file = image('disk', 8 * MiB)
+    record(file, 0, slot(0x83, 2048, 1024), slot(0x83, 4096, 1024))
+    await using device = await attach(file, { partscan: 'user' })
+    record(file, 0, slot(0x83, 2048, 2560), slot(0x83, 4096, 1024))
+    await device.rescanPartitions()
+    expect(places(device.number)).toEqual({
+      [`loop${device.number}p1`]: `${MiB} ${MiB / 2}`,
+      [`loop${device.number}p2`]: `${2 * MiB} ${MiB / 2}`,
+    })
+    expect(device.warnings).toMatchObject([
+      {
+        code: 'partition-cut',
+        message: expect.stringMatching(/^partition 1 overlaps with partition 2 by 256 KiB.*stays at 512 KiB$/),
+      },
+    ])
   })
 })

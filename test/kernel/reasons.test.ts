@@ -367,8 +367,12 @@ describe('a filesystem that hangs', () => {
 
 describe('no loop driver', () => {
   for (const [name, script, code] of [
-    ['no node, and none in sysfs', 'mount -t tmpfs none /sys/class/misc', 'ENOENT'],
-    ['a node that nothing stands behind', 'mknod "$dev"/loop-control c 10 254', 'ENODEV'],
+    ['no node, and none in sysfs', 'mount -t tmpfs none /sys/class/misc; mount -t tmpfs none /sys/block', 'ENOENT'],
+    [
+      'a node that nothing stands behind',
+      'mknod "$dev"/loop-control c 10 254; mount -t tmpfs none /sys/block',
+      'ENODEV',
+    ],
   ] as const) {
     test(name, ({ folder, image }) => {
       const dev = join(folder, 'dev')

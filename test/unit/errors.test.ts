@@ -118,6 +118,7 @@ describe('refusal', () => {
     ['content-differs', 'EILSEQ'],
     ['size-mismatch', 'EINVAL'],
     ['bad-partition-table', 'EINVAL'],
+    ['no-such-partition', 'ENOENT'],
     ['block-size', 'EINVAL'],
     ['not-a-loop-device', 'ENOTTY'],
   ] as const) {

@@ -279,9 +279,11 @@ const deviceRef: Kind = {
     fc
       .oneof(
         fc.string({ unit: 'binary' }),
-        fc.constantFrom('7', 'loop', 'loop07', '/dev/loop7p1', '/dev/loop-control', 'loop7\n', '/dev/../dev/loop7'),
+        fc.constantFrom('7', 'loop', 'loop07', '/dev/loop7p1', '/dev/loop-control', 'loop7\n', '../loop7'),
       )
       .filter((text) => !/^(?:\/dev\/)?loop\d+$/.test(text) || /loop0\d/.test(text))
+      // Any other path may be a link to a device.
+      .filter((text) => !/^\/(?!dev\/loop)/.test(text))
       .map((value) => ({ value, codes: [VALUE] as Code[] })),
     fc
       .bigInt({ min: 1_048_576n, max: 2n ** 80n })
@@ -479,7 +481,7 @@ const attachMembers: Members = {
   sizeLimit: bytes,
   blockSize: attachBlockSize,
   directIO: oneOf(true, false, 'prefer'),
-  partscan: oneOf(true, false, 'user'),
+  partscan: oneOf(true, false, 'kernel', 'user'),
   createNode: oneOf('auto', false),
   autoclear: boolean,
   number: deviceNumber,
@@ -596,6 +598,7 @@ const topLevel: Record<string, Kind[]> = {
   open: [deviceRef, object({ signal })],
   list: [object({ all: boolean })],
   find: [sought],
+  readPartitionTable: [backingFile, object({ blockSize, timeout, signal })],
   watch: [object({ signal })],
   mountImage: [backingFile, optionalTarget, object(mountImageMembers)],
   createImage: [textPath, bytes, object({ allocate: boolean, overwrite: boolean, signal, timeout })],

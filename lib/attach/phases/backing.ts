@@ -1,15 +1,13 @@
-/** The backing file: opened, asked for its block size where that is wanted, and let go of at the end. */
+/** The backing file: opened, read where that is needed to know its window, and let go of at the end. */
 
 import type { Phase } from '../../common/phases.ts'
-import { explain } from '../../errors/explain.ts'
 import { within } from '../../kernel/bounded.ts'
 import * as files from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
-import { decodeStat, encodePath, newStat, visibleSize } from '../../kernel/uapi.ts'
-import { probeGptBlockSize } from '../../partitions/gpt.ts'
+import { decodeStat, encodePath, newStat } from '../../kernel/uapi.ts'
 import { type Attaching, known } from '../attaching.ts'
-import { type Backing, describeRegular, openBacking } from '../backing.ts'
-import type { Settings } from '../configure.ts'
+import { describeRegular, openBacking } from '../backing.ts'
+import { chooseWindow, mustRead } from '../window.ts'
 
 /** Opens the backing file: by its path in one hop where it is a regular file, else step by step. */
 export class BackingPhase implements Phase {
@@ -64,35 +62,29 @@ export class BackingPhase implements Phase {
   }
 }
 
-/** `blockSize: 'auto'`: that of the GPT in the window of the file, where it has one. */
-export class BlockSizePhase implements Phase {
+/** The window of the file and the block size of the device, where the file has to be read to know them. */
+export class WindowPhase implements Phase {
   readonly #work: Attaching
-  #isProbed = false
+  #isChosen: boolean
 
   constructor(work: Attaching) {
     this.#work = work
+    this.#isChosen = !mustRead(work.wanted)
   }
 
   get isDone(): boolean {
-    return this.#isProbed || this.#work.wanted.blockSize !== 'auto'
+    return this.#isChosen
   }
 
   async byHand(): Promise<void> {
-    const { backing, settings } = this.#work
-    if (backing !== undefined) settings.blockSize = await probeBlockSize(backing, settings)
-    this.#isProbed = true
+    const { backing, wanted, settings, deadline } = this.#work
+    if (backing !== undefined) {
+      const { warnings, ...window } = await chooseWindow(backing, wanted, deadline.bound)
+      Object.assign(settings, window)
+      this.#work.oddities = warnings
+    }
+    this.#isChosen = true
   }
-}
-
-async function probeBlockSize(backing: Backing, { offset, sizeLimit }: Settings): Promise<number | undefined> {
-  const { fd, path } = backing
-  const read = async (position: number, length: number): Promise<Uint8Array> => {
-    const bytes = new Uint8Array(length)
-    const count = await files.readAt(fd, bytes, length, Number(offset) + position)
-    if (count < 0) throw explain({ call: 'read', errno: count, path, backingFile: path })
-    return bytes.subarray(0, count)
-  }
-  return probeGptBlockSize(read, Number(visibleSize(backing.size, offset, sizeLimit)))
 }
 
 /** Lets go of the backing file, which the device holds by itself now. */

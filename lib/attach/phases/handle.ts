@@ -9,9 +9,8 @@ import { devicePath } from '../../kernel/devnode.ts'
 import { close, O_RDONLY } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import * as sysfs from '../../kernel/sysfs.ts'
-import { removePresent } from '../../partitions/blkpg.ts'
-import { settlePartitions } from '../../partitions/nodes.ts'
-import { addFromTable } from '../../partitions/partitions.ts'
+import { type Range, removeAllUnused, removePresent } from '../../partitions/blkpg.ts'
+import { showPartitions } from '../../partitions/scan.ts'
 import { type Attaching, known } from '../attaching.ts'
 import type { FreeDevice } from '../device.ts'
 
@@ -90,7 +89,7 @@ export class PartitionsPhase implements Phase {
   readonly #work: Attaching
   readonly #free: FreeDevice
   #isSettled = false
-  #added: Awaited<ReturnType<typeof addFromTable>> = []
+  #added: readonly Range[] = []
 
   constructor(work: Attaching, free: FreeDevice) {
     this.#work = work
@@ -112,8 +111,8 @@ export class PartitionsPhase implements Phase {
     if (wanted.lock) await lockDevice(handle, deadline)
     // K9, 5.18 to 6.14: nothing but the close that it watches for tells udev of a new attachment.
     if (this.#free.isHiddenFromUdev) await sysfs.announce(handle.number)
-    if (wanted.partscan === 'user') this.#added = await addFromTable(handle)
-    if (wanted.partscan !== false) await settlePartitions(handle, deadline)
+    const { partscan } = wanted
+    if (partscan !== false) this.#added = await showPartitions(handle, partscan === true ? 'any' : partscan, deadline)
     this.#isSettled = true
   }
 
@@ -121,6 +120,6 @@ export class PartitionsPhase implements Phase {
     const { handle } = this.#work
     if (handle === undefined || this.#work.wanted.partscan === false) return
     // Of a device that goes all of them, whoever added them: they would stay on it.
-    await removePresent(handle, handle.owned ? sysfs.readPartitions(handle.number) : this.#added)
+    await (handle.owned ? removeAllUnused(handle) : removePresent(handle, this.#added))
   }
 }

@@ -1,6 +1,7 @@
 /** /dev/loop-control opened and locked while a device is chosen and configured. */
 
 import type { Phase } from '../../common/phases.ts'
+import { findFree } from '../../handle/free-devices.ts'
 import { binding } from '../../kernel/binding.ts'
 import { CONTROL } from '../../kernel/devnode.ts'
 import { closeSync, O_RDWR } from '../../kernel/files.ts'
@@ -14,7 +15,7 @@ import type { TurnPhase } from './turn.ts'
 
 const CONTROL_PATH = encodePath(CONTROL)
 
-/** Opens /dev/loop-control, for the lock and for making a device. One that is asked for by number can be had without. */
+/** Opens /dev/loop-control, for the lock and for making a device. One that is there and free can be had without. */
 export class ControlPhase implements Phase {
   readonly #work: Attaching
   #isTried = false
@@ -43,7 +44,8 @@ export class ControlPhase implements Phase {
     try {
       this.#work.control = await openControl(this.#work.deadline.bound)
     } catch (error) {
-      if (number === undefined || !deviceExists(number)) throw error
+      const isThere = number === undefined ? ((await findFree()) ?? []).length > 0 : deviceExists(number)
+      if (!isThere) throw error
     }
   }
 

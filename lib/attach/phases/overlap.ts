@@ -104,13 +104,15 @@ export class GuardPhase implements Phase {
     const probed = sequence.call('leaseProbe', this.#work.file)
     return () => {
       this.#isDone = probed.succeeded
+      if (probed.answer !== undefined) this.#work.isUnshared = probed.succeeded
     }
   }
 
   async byHand(): Promise<void> {
     const work = this.#work
     const backing = backingOf(work)
-    if (!isFileUnshared(backing)) {
+    work.isUnshared = isFileUnshared(backing)
+    if (!work.isUnshared) {
       const others = await scanAttachments(backing)
       const own = others.find(({ number }) => number === work.number)
       refuseConflict(
