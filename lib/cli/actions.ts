@@ -57,6 +57,9 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
       // Released it will have no autoclear any more.
       await (flags.json ? printJson({ ...(await device.status()), autoclear: false }) : print(`${device.path}\n`))
       signal.throwIfAborted()
+      if (!device.owned) {
+        warn(`${device.path} was attached already and is shared: it goes when whoever attached it detaches it`)
+      }
       await device.release()
     } finally {
       await device[Symbol.asyncDispose]()
@@ -64,17 +67,15 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
   })
 }
 
-type RunFlags = AttachFlags & Pick<MountOptions, 'partition'> & { mount?: true | string; options?: string }
+type RunFlags = AttachFlags & { mount?: true | string; options?: string }
 
 export async function runAction(file: string, words: string[], flags: RunFlags, self: Command): Promise<void> {
-  const { mount, partition, options, ...rest } = flags
-  if (mount === undefined && (partition !== undefined || options !== undefined)) {
-    self.error('error: --partition and --options are for --mount')
-  }
+  const { mount, options, ...rest } = flags
+  if (mount === undefined && options !== undefined) self.error('error: --options is for --mount')
   // Loaded only here: node:child_process takes its time.
   const { runWithDevice } = await import('./run.ts')
   const target = mount === undefined ? undefined : mount === true ? null : mount
-  process.exitCode = await runWithDevice(file, attachOptions(rest), words, target, { partition, options })
+  process.exitCode = await runWithDevice(file, attachOptions(rest), words, target, { options })
 }
 
 interface DetachFlags extends Json {

@@ -53,14 +53,13 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
         ).argParser(parseMount),
       )
       .option('--lock', 'lock the device against udev; a program that takes the lock itself would wait for ever')
-      .option('--partition <ref>', PARTITION, parsePartition)
       .option('--options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
       .action(later((actions) => actions.runAction)),
   detach: (program) =>
     command(program, 'detach', 'detach, and tell whether it happened')
       .argument('[devices...]', DEVICE, parseDevices)
       .option('--lazy', 'where it is in use, leave it to the kernel to detach it after that')
-      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 5000)', parseWholeNumber)
+      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 4000)', parseWholeNumber)
       .option('--file <file>', 'the devices attached to this file')
       .option('--unmount', 'unmount first what is mounted from it, the deepest first')
       .action(later((actions) => actions.detachAction)),

@@ -21,7 +21,7 @@ export async function runWithDevice(
   options: AttachOptions,
   command: string[],
   target: string | null | undefined,
-  mountOptions: Pick<MountOptions, 'partition' | 'options'>,
+  mountOptions: Pick<MountOptions, 'options'>,
 ): Promise<number> {
   if (target !== undefined) return runWithMount(file, { ...options, ...mountOptions }, command, target)
   // Until the command runs, a signal ends this process, and autoclear takes the device down with it.
@@ -88,6 +88,8 @@ function runCommand([program = '', ...words]: string[], added: NodeJS.ProcessEnv
 
 /** What the command left mounted or open keeps the device; the kernel detaches it after that. */
 async function detachOrDefer(device: LoopDevice): Promise<void> {
+  // Borrowed: whoever attached it detaches it.
+  if (!device.owned) return device.close()
   try {
     await device.detach({ timeout: 1_000 })
   } catch (error) {

@@ -6,7 +6,7 @@ import { binding } from '../kernel/binding.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { readAt } from '../kernel/files.ts'
 import { decodeU64, newU64 } from '../kernel/uapi.ts'
-import { type BlockReader, describeTable, type FoundTable, type PartitionTable } from './disk.ts'
+import { type BlockReader, type FoundTable } from './disk.ts'
 import { findTable } from './table.ts'
 
 /** The bytes of a file that a device shows, or would show. */
@@ -74,10 +74,4 @@ export async function findTableOf({ descriptor, path }: Handle): Promise<FoundTa
   const blockSize = binding().blkSszGetSync(descriptor)
   // The rest of a block cannot be read.
   return findTableIn({ fd: descriptor, offset: 0n, size: size - (size % BigInt(blockSize)), path }, blockSize)
-}
-
-/** What users see of the table of an attached device; undefined where there is none. */
-export async function readTableOf(handle: Handle): Promise<PartitionTable | undefined> {
-  const found = await findTableOf(handle)
-  return found && describeTable(found, binding().blkSszGetSync(handle.descriptor))
 }
