@@ -154,7 +154,7 @@ export class GuardPhase implements Phase {
 }
 
 /** Milliseconds that an attachment with autoclear gets for going. */
-const GOING_MS = 250
+const GOING_MS = 30
 
 /** Milliseconds that a newer attachment of the same bytes gets for giving way. */
 const NEWER_MS = 500
