@@ -10,7 +10,7 @@ import { noteFree } from '../handle/free-devices.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { canAdministrate } from '../kernel/process.ts'
-import type { Sequence } from '../kernel/sequence.ts'
+import type { Sequence, Step } from '../kernel/sequence.ts'
 import { linksWithoutPartitions } from '../kernel/sysfs.ts'
 import { removeUnused } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
@@ -276,6 +276,7 @@ export class ClearLazilyPhase implements Phase {
 export class VacatePhase implements Phase {
   readonly #work: Detaching
   #isDone = false
+  #vacated: Step | undefined
 
   constructor(work: Detaching) {
     this.#work = work
@@ -289,6 +290,7 @@ export class VacatePhase implements Phase {
   plan(sequence: Sequence): (() => void) | undefined {
     const { handle } = this.#work
     const vacated = sequence.call('vacate', handle.descriptor)
+    this.#vacated = vacated
     const links = sequence.try('sysfsLinks', handle.number)
     return () => {
       if (!vacated.succeeded) return
@@ -301,6 +303,14 @@ export class VacatePhase implements Phase {
   async byHand(): Promise<void> {
     await this.#work.handle.closeNow()
     this.#finish()
+  }
+
+  /** It has succeeded, too late for its caller: the next detach() is told. */
+  comeBack(): void {
+    const { handle } = this.#work
+    if (!this.#vacated?.succeeded || handle.isClosing) return
+    handle.closeVacated()
+    handle.isDetached = true
   }
 
   #finish(): void {

@@ -64,6 +64,9 @@ export class Handle {
   /** How many sectors had been written to the device when it was attached, in sysfs; undefined: not known. */
   readonly writesBefore: number | undefined
 
+  /** A detach has succeeded after its caller had given up on it. */
+  isDetached = false
+
   /** It was there before, and is used together with whoever attached it: `overlap: 'reuse'`. */
   isShared = false
 
