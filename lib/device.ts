@@ -219,9 +219,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.close(checkWait(options, CHANGING))
   }
 
-  /**
-   * Owned: detaches, lazily where somebody holds it for longer than 100 ms. Opened: closes.
-   */
+  /** Owned: detaches, lazily where somebody holds it for longer than 100 ms. Opened: closes. */
   [Symbol.asyncDispose](): Promise<void> {
     return dispose(this.#handle)
   }

@@ -165,8 +165,7 @@ long CopyFileRange(Arguments& a) {
 }
 // Writes what is dirty in the page cache to the filesystem and waits for it; no flush of the disk.
 long SyncFileRange(Arguments& a) {
-  constexpr unsigned kAll =
-      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
   return Answer(::sync_file_range(a.Int(0), 0, 0, kAll));
 }
 // Shares the blocks of the whole file, where the filesystem can.
