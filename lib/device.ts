@@ -258,8 +258,10 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * {@link detach} with `lazy: true` for process exit handlers, without waiting. With an operation in flight it
-   * answers `'deferred'`, and the device goes when that has ended.
+   * {@link detach} with `lazy: true` for process exit handlers. It waits for no user of the device, and for the kernel and
+   * the file's filesystem for at most 1 000 ms, after which what was written last counts as lost (warning `data-lost`).
+   * With an operation in flight, or a call that does not come back, it answers `'deferred'`, and the device goes when that
+   * has ended.
    */
   detachSync(): DetachResult {
     return detachUnmountingSync(this.#handle)
@@ -285,12 +287,15 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.close(checkWait(options, CHANGING))
   }
 
-  /** Unmounts what was mounted through it; then, owned: detaches, lazily where held, without waiting; opened: closes. */
+  /**
+   * Unmounts what was mounted through it; then, owned: detaches, lazily where somebody holds it for longer than 100 ms;
+   * opened: closes.
+   */
   [Symbol.asyncDispose](): Promise<void> {
     return disposeUnmounting(this.#handle)
   }
 
-  /** As `Symbol.asyncDispose`, at once. */
+  /** As `Symbol.asyncDispose`, by {@link detachSync}: it waits for the kernel for at most 1 000 ms, and for nobody else. */
   [Symbol.dispose](): void {
     disposeUnmountingSync(this.#handle)
   }

@@ -63,6 +63,7 @@ export const TOOLS = {
   'xorriso': ['tests', 'xorriso', 'xorriso', 'libisoburn', 'xorriso', 'xorriso'],
   'mksquashfs': ['tests', 'squashfs-tools', 'squashfs-tools', 'squashfs-tools', 'squashfs-tools', 'squashfs'],
   'mkfs.erofs': ['tests', 'erofs-utils'],
+  'fuse2fs': ['tests', 'fuse2fs', 'fuse2fs', 'fuse2fs', 'fuse2fs', 'fuse2fs'],
   'mkfs.xfs': ['tests', 'xfsprogs'],
   'mkfs.btrfs': ['tests', 'btrfs-progs', 'btrfs-progs', 'btrfs-progs', 'btrfs-progs', 'btrfsprogs'],
   'mkfs.vfat': ['tests', 'dosfstools'],

@@ -116,6 +116,8 @@ export interface Workers {
 interface WorkerCalls {
   /** What the call that was started last is called by `giveUpSync`. */
   readonly lastCallSync: () => number
+  /** Its answer, once it has come back; null: it has not in that time. The thread of JavaScript does nothing else. */
+  readonly waitSync: (call: number, ms: number) => unknown
   /** 0: it has come back; 1: it had not begun and never will; 2: it is left to its thread. */
   readonly giveUpSync: (call: number) => number
   /** 1: the thread of a call that was given up on closes the descriptor; 0: no such call uses it. */
@@ -135,8 +137,8 @@ export type Binding = {
 } & {
   readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
 } & {
-  /** native/sequence.cc: sequence.ts makes the tape. */
-  readonly sequenceRun: (count: number, tape: Uint8Array) => Promise<void>
+  /** native/sequence.cc: sequence.ts makes the tape. `closes`: it may begin although many calls do not come back. */
+  readonly sequenceRun: (count: number, tape: Uint8Array, closes: boolean) => Promise<void>
   /** Names of calls, in the order in which a tape numbers them. */
   readonly sequenceRows: readonly CallName[]
   readonly sysfsRead: (...lists: Lists) => Promise<Buffer>
@@ -196,6 +198,7 @@ const UNOBSERVED: ReadonlySet<string> = new Set([
   'sequenceRows',
   'sequenceRun',
   'lastCallSync',
+  'waitSync',
   'giveUpSync',
   'leaveSync',
   'workersSync',

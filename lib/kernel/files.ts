@@ -67,10 +67,6 @@ export function fsync(fd: number, bound?: Bound): Promise<number> {
   return within(bound).fsync(fd)
 }
 
-export function fsyncSync(fd: number): number {
-  return binding().fsyncSync(fd)
-}
-
 export function stat(path: PathLike, bound?: Bound): Promise<FileStat | number> {
   return statBy((bytes) => within(bound, nameOf(path)).statxPath(encodePath(path), bytes))
 }
