@@ -5,8 +5,10 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include <atomic>
 #include <cerrno>
@@ -15,6 +17,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "extents.h"
+#include "processes.h"
 #include "uapi.h"
 
 namespace loopctl {
@@ -25,6 +29,7 @@ constexpr unsigned kMiscMajor = 10;
 constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/2147483647
 constexpr std::size_t kSysfsPathSize = 64;
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
+constexpr std::size_t kStatfsSize = 48;
 constexpr unsigned kLoopControlMinor = 237;
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -153,14 +158,6 @@ long BlkPgDelPartition(Arguments& a) { return Partition(a, BLKPG_DEL_PARTITION);
 long FcntlGetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GETFL)); }
 long FcntlSetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_SETFL, a.Int(1))); }
 long FcntlGetSeals(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GET_SEALS)); }
-long LseekData(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_DATA)); }
-long LseekHole(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_HOLE)); }
-// The same place in both files.
-long CopyFileRange(Arguments& a) {
-  auto in = static_cast<off_t>(a.U64(2));
-  off_t out = in;
-  return Answer(::copy_file_range(a.Int(0), &in, a.Int(1), &out, static_cast<std::size_t>(a.U64(3)), 0));
-}
 // Shares the blocks of the whole file, where the filesystem can.
 long FiClone(Arguments& a) { return Ioctl(a.Int(0), FICLONE, a.Int(1)); }
 // Clean pages of the whole file leave the cache: what is read next comes from the medium.
@@ -277,6 +274,60 @@ long NsGetUserNs(Arguments& a) {
   std::memcpy(a.data[1], &inode, sizeof inode);
   return answer;
 }
+
+// Files relative to an open folder, or by their descriptor: a path is not looked up a second time
+long OpenAt(Arguments& a) {
+  return Answer(::openat(a.Int(0), a.Path(1), a.Int(2) | O_CLOEXEC, S_IRUSR | S_IWUSR));
+}
+// The file of an O_PATH descriptor, opened: never another one than that.
+long ReopenFile(Arguments& a) {
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
+  return Answer(::open(path, a.Int(1) | O_CLOEXEC));
+}
+long StatxAt(Arguments& a) { return StatxOf(a.Int(0), a.Path(1), a.Int(2), a.data[3]); }
+// The text of a link, of which there is an O_PATH descriptor: its length in bytes.
+long ReadLink(Arguments& a) {
+  return Answer(::readlinkat(a.Int(0), "", reinterpret_cast<char*>(a.data[1]), kAttributeSize));
+}
+// The name in the folder for a file that has none (O_TMPFILE). With CAP_DAC_READ_SEARCH:
+long LinkFile(Arguments& a) { return Answer(::linkat(a.Int(0), "", a.Int(1), a.Path(2), AT_EMPTY_PATH)); }
+// The same without, where /proc is mounted:
+long LinkProcFile(Arguments& a) {
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
+  return Answer(::linkat(AT_FDCWD, path, a.Int(1), a.Path(2), AT_SYMLINK_FOLLOW));
+}
+// Within one folder. musl has a function only since 1.2.6.
+long RenameAt(Arguments& a) {
+  return Answer(::syscall(SYS_renameat2, a.Int(0), a.Path(1), a.Int(0), a.Path(2), a.Int(3)));
+}
+long UnlinkAt(Arguments& a) { return Answer(::unlinkat(a.Int(0), a.Path(1), 0)); }
+long Fchmod(Arguments& a) { return Answer(::fchmod(a.Int(0), static_cast<mode_t>(a.Int(1)))); }
+long Fchown(Arguments& a) {
+  return Answer(::fchown(a.Int(0), static_cast<uid_t>(a.Int(1)), static_cast<gid_t>(a.Int(2))));
+}
+long Ftruncate(Arguments& a) { return Answer(::ftruncate(a.Int(0), static_cast<off_t>(a.U64(1)))); }
+long Fremovexattr(Arguments& a) { return Answer(::fremovexattr(a.Int(0), a.Path(1))); }
+long SyncFileRange(Arguments& a) {
+  return Answer(::sync_file_range(a.Int(0), static_cast<off_t>(a.U64(1)), static_cast<off_t>(a.U64(2)),
+                                  static_cast<unsigned>(a.Int(3))));
+}
+// The type, flags, and the size of a block, blocks in all, free ones, and those free for ordinary users.
+long Fstatfs(Arguments& a) {
+  struct statfs st{};
+  if (::fstatfs(a.Int(0), &st) != 0) return -errno;
+  const std::uint64_t numbers[] = {static_cast<std::uint64_t>(st.f_type),
+                                   static_cast<std::uint64_t>(st.f_flags),
+                                   static_cast<std::uint64_t>(st.f_bsize),
+                                   st.f_blocks,
+                                   st.f_bfree,
+                                   st.f_bavail};
+  static_assert(sizeof numbers == kStatfsSize);
+  std::memcpy(a.data[1], numbers, sizeof numbers);
+  return 0;
+}
+
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 
 using enum Parameter;
@@ -310,9 +361,6 @@ constexpr Call kCalls[] = {
     {"fcntlGetSeals", FcntlGetSeals, {kInt}},
     {"flock", Flock, {kInt, kInt}},
     {"leaseProbe", LeaseProbe, {kInt}},
-    {"lseekData", LseekData, {kInt, kU64}},
-    {"lseekHole", LseekHole, {kInt, kU64}},
-    {"copyFileRange", CopyFileRange, {kInt, kInt, kU64, kU64}},
     {"ficlone", FiClone, {kInt, kInt}},
     {"fadviseDontNeed", FadviseDontNeed, {kInt}},
     {"statx", Statx, {kInt, kOut}, sizeof(struct statx)},
@@ -331,6 +379,24 @@ constexpr Call kCalls[] = {
     {"reopenExclusive", ReopenExclusive, {kInt, kInt}},
     {"mknodBlock", MknodBlock, {kPath, kInt, kInt}},
     {"nsGetUserNs", NsGetUserNs, {kInt, kOut}, sizeof(std::uint64_t)},
+    // Files relative to an open folder, extents, processes: for change/ and errors/
+    {"openAt", OpenAt, {kInt, kPath, kInt}},
+    {"reopenFile", ReopenFile, {kInt, kInt}},
+    {"statxAt", StatxAt, {kInt, kPath, kInt, kOut}, sizeof(struct statx)},
+    {"readLink", ReadLink, {kInt, kOut}, kAttributeSize},
+    {"linkFile", LinkFile, {kInt, kInt, kPath}},
+    {"linkProcFile", LinkProcFile, {kInt, kInt, kPath}},
+    {"renameAt", RenameAt, {kInt, kPath, kPath, kInt}},
+    {"unlinkAt", UnlinkAt, {kInt, kPath}},
+    {"fchmod", Fchmod, {kInt, kInt}},
+    {"fchown", Fchown, {kInt, kInt, kInt}},
+    {"ftruncate", Ftruncate, {kInt, kU64}},
+    {"fremovexattr", Fremovexattr, {kInt, kPath}},
+    {"syncFileRange", SyncFileRange, {kInt, kU64, kU64, kInt}},
+    {"fstatfs", Fstatfs, {kInt, kOut}, kStatfsSize},
+    {"copyExtents", CopyExtents, {kInt, kInt, kOut}, kCopySize},
+    {"compareExtents", CompareExtents, {kInt, kInt, kOut}, kComparisonSize},
+    {"processUse", ReadProcessUse, {kInt, kOut}, kProcessUseSize},
     {"pageSize", PageSize, {}},
 };
 
