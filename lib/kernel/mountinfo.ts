@@ -1,6 +1,6 @@
-/** /proc/self/mountinfo: what is mounted where in this mount namespace. */
+/** /proc/PID/mountinfo: what is mounted where in a mount namespace. */
 
-import { readDirectory, readFile, readFileSync, readLinkSync } from './files.ts'
+import { readFile, readFileSync } from './files.ts'
 
 export interface Mount {
   /** As in `mnt_id` of /proc/self/fdinfo. */
@@ -9,13 +9,15 @@ export interface Mount {
   device: string
   mountPoint: string
   fsType: string
+  /** What was mounted, as whoever did it called it: `/dev/loop7`. */
+  source: string
   /** Of this mount, not of the filesystem: `rw`, `nodev`, ... */
   options: string[]
 }
 
-/** The mounts of this process's namespace, or the negative errno. */
-export async function readMounts(): Promise<Mount[] | number> {
-  const text = await readFile('/proc/self/mountinfo')
+/** The mounts of the namespace of this process, or of another, or the negative errno. */
+export async function readMounts(pid: number | 'self' = 'self'): Promise<Mount[] | number> {
+  const text = await readFile(`/proc/${pid}/mountinfo`)
   return typeof text === 'number' ? text : parseMounts(text.toString())
 }
 
@@ -32,24 +34,6 @@ export function mountOf(path: string, mounts: readonly Mount[]): Mount | undefin
   return mounts.findLast((mount) => isOn(mount) && mount.mountPoint.length === longest)
 }
 
-/** Mounts of the device in the mount namespaces of other processes, each once; as far as /proc may be read. */
-export async function readForeignMounts(device: string): Promise<Mount[]> {
-  const seen = new Set([readLinkSync('/proc/self/ns/mnt')])
-  const found: Mount[] = []
-  const entries = await readDirectory('/proc')
-  if (typeof entries === 'number') return found
-  for (const entry of entries) {
-    if (!/^\d+$/.test(entry)) continue
-    const namespace = readLinkSync(`/proc/${entry}/ns/mnt`)
-    if (typeof namespace === 'number' || seen.has(namespace)) continue
-    seen.add(namespace)
-    const text = await readFile(`/proc/${entry}/mountinfo`)
-    if (typeof text === 'number') continue
-    found.push(...parseMounts(text.toString()).filter((mount) => mount.device === device))
-  }
-  return found
-}
-
 export function parseMounts(text: string): Mount[] {
   const mounts: Mount[] = []
   for (const line of text.split('\n')) {
@@ -57,14 +41,21 @@ export function parseMounts(text: string): Mount[] {
     const fields = line.split(' ')
     const separator = fields.indexOf('-', 6)
     const [id, , device, , mountPoint, options] = fields
-    const fsType = fields[separator + 1]
-    if (separator < 0 || !device || !mountPoint || !options || !fsType) continue
-    mounts.push({ id: Number(id), device, mountPoint: unescape(mountPoint), fsType, options: options.split(',') })
+    const [fsType, source] = fields.slice(separator + 1)
+    if (separator < 0 || !device || !mountPoint || !options || !fsType || source === undefined) continue
+    mounts.push({
+      id: Number(id),
+      device,
+      mountPoint: unescapeOctal(mountPoint),
+      fsType,
+      source: unescapeOctal(source),
+      options: options.split(','),
+    })
   }
   return mounts
 }
 
 /** The kernel writes space, tab, newline and backslash as a backslash and three octal digits, byte by byte. */
-function unescape(text: string): string {
+export function unescapeOctal(text: string): string {
   return text.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 }

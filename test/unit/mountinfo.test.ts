@@ -19,14 +19,28 @@ describe('parseMounts', () => {
 90 27 7:1048575 / /media/cd ro,relatime shared:5 - squashfs /dev/loop1048575 ro
 `
     expect(parseMounts(text)).toEqual([
-      { id: 22, device: '0:21', mountPoint: '/proc', fsType: 'proc', options: ['rw', 'relatime'] },
-      { id: 36, device: '98:0', mountPoint: '/mnt2', fsType: 'ext3', options: ['rw', 'noatime'] },
-      { id: 90, device: '7:1048575', mountPoint: '/media/cd', fsType: 'squashfs', options: ['ro', 'relatime'] },
+      { id: 22, device: '0:21', mountPoint: '/proc', fsType: 'proc', source: 'proc', options: ['rw', 'relatime'] },
+      { id: 36, device: '98:0', mountPoint: '/mnt2', fsType: 'ext3', source: '/dev/root', options: ['rw', 'noatime'] },
+      {
+        id: 90,
+        device: '7:1048575',
+        mountPoint: '/media/cd',
+        fsType: 'squashfs',
+        source: '/dev/loop1048575',
+        options: ['ro', 'relatime'],
+      },
     ])
   })
 
   test('no optional field, one, and several', () => {
-    const mount = { id: 36, device: '7:1', mountPoint: '/mnt', fsType: 'ext4', options: ['rw', 'noatime'] }
+    const mount = {
+      id: 36,
+      device: '7:1',
+      mountPoint: '/mnt',
+      fsType: 'ext4',
+      source: '/dev/loop1',
+      options: ['rw', 'noatime'],
+    }
     for (const optional of ['', 'shared:1 ', 'shared:1 master:2 ', 'shared:1 master:2 propagate_from:3 unbindable ']) {
       expect(parseMounts(line('/mnt', optional)), optional).toEqual([mount])
     }
@@ -34,7 +48,9 @@ describe('parseMounts', () => {
 
   test('a dash as root, mount point or source is not the separator', () => {
     const text = '36 35 7:1 - - rw - ext4 - rw'
-    expect(parseMounts(text)).toEqual([{ id: 36, device: '7:1', mountPoint: '-', fsType: 'ext4', options: ['rw'] }])
+    expect(parseMounts(text)).toEqual([
+      { id: 36, device: '7:1', mountPoint: '-', fsType: 'ext4', source: '-', options: ['rw'] },
+    ])
   })
 
   test('an escaped space, tab, newline and backslash', () => {
