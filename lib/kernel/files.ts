@@ -3,8 +3,7 @@
  * handlers must be able to close them; libuv opens with O_CLOEXEC.
  */
 
-import type { BigIntStats, BigIntStatsFs } from 'node:fs'
-import { constants } from 'node:os'
+import type { BigIntStats } from 'node:fs'
 import { onPool } from './pool.ts'
 import { observed } from './seam.ts'
 
@@ -128,34 +127,6 @@ export function writeAt(fd: number, buffer: Uint8Array, length: number, position
   return answer<number>('writeAt', (done) =>
     fs.write(fd, buffer, 0, length, position, (error, count) => done(error, count)),
   )
-}
-
-export function truncate(fd: number, size: number): Promise<number> {
-  return answer<number>('truncate', (done) => fs.ftruncate(fd, size, (error) => done(error, 0)))
-}
-
-export function changeMode(fd: number, mode: number): Promise<number> {
-  return answer<number>('changeMode', (done) => fs.fchmod(fd, mode, (error) => done(error, 0)))
-}
-
-export function lstat(path: PathLike): Promise<BigIntStats | number> {
-  return answer('lstat', (done) => fs.lstat(path, { bigint: true }, done))
-}
-
-/** Bytes that this user may still write to the filesystem; ENOSYS where it does not tell (ramfs). */
-export async function roomAt(path: string): Promise<bigint | number> {
-  const stats = await answer<BigIntStatsFs>('roomAt', (done) => fs.statfs(path, { bigint: true }, done))
-  if (typeof stats === 'number') return stats
-  if (stats.blocks === 0n) return -constants.errno.ENOSYS
-  return (process.geteuid?.() === 0 ? stats.bfree : stats.bavail) * stats.bsize
-}
-
-export function link(existing: string, path: string): Promise<number> {
-  return answer<number>('link', (done) => fs.link(existing, path, (error) => done(error, 0)))
-}
-
-export function rename(from: string, to: string): Promise<number> {
-  return answer<number>('rename', (done) => fs.rename(from, to, (error) => done(error, 0)))
 }
 
 export function unlink(path: string): Promise<number> {
