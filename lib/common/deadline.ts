@@ -112,7 +112,8 @@ export class Deadline {
         forget()
         resolve(isWoken)
       }
-      const timer = ms > MOST_MS ? undefined : setTimeout(end, ms, false)
+      // Without an end too, something that is waited for keeps the process alive.
+      const timer = ms > MOST_MS ? setInterval(() => {}, MOST_MS) : setTimeout(end, ms, false)
       const forget = onAbort(this.#signal, (reason) => {
         clearTimeout(timer)
         reject(reason)
