@@ -128,8 +128,6 @@ interface WorkerCalls {
   /** 1: the thread of a call that was given up on closes the descriptor; 0: no such call uses it. */
   readonly leaveSync: (fd: number) => number
   readonly workersSync: () => Workers
-  /** native/room.cc: a Buffer that files are read into and written from without a copy. */
-  readonly newRoomSync: (bytes: number) => Buffer
 }
 
 export type CallName = keyof Calls
@@ -206,5 +204,4 @@ const UNOBSERVED: ReadonlySet<string> = new Set([
   'giveUpSync',
   'leaveSync',
   'workersSync',
-  'newRoomSync',
 ])

@@ -165,11 +165,6 @@ export function access(path: PathLike, mode: number, bound?: Bound): Promise<num
   return within(bound, nameOf(path)).access(encodePath(path), mode)
 }
 
-/** For {@link readAt} and {@link writeAt}, which copy from and to any other kind. Its bytes are whatever was there. */
-export function newBuffer(bytes: number): Buffer {
-  return binding().newRoomSync(bytes)
-}
-
 export function readAt(
   fd: number,
   buffer: Uint8Array,
