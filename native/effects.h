@@ -19,7 +19,7 @@ class Effects {
   const std::vector<int>& opened() const { return opened_; }
   bool HasOpened(int fd) const;
 
-  // Detaches, closes, removes and unlinks; then there is nothing left to be undone.
+  // Detaches, closes, removes, unlinks and moves back; then there is nothing left to be undone.
   void Undo();
 
  private:
@@ -34,13 +34,26 @@ class Effects {
     int number;
   };
 
+  // A name in a folder, where that is given by its descriptor, and the file that has it; -1 where the folder
+  // is closed since. `from` is what the file was called before, if it was.
+  struct Naming {
+    int folder;
+    std::string name;
+    dev_t device;
+    ino_t inode;
+    std::string from;
+    unsigned flags;
+  };
+
+  void Name(int folder, const char* name, const char* from, unsigned flags);
   void Closed(int fd);
   void Detach(const Attachment& attachment) const;
+  static void TakeBack(const Naming& naming);
 
   std::vector<int> opened_;
   std::vector<Attachment> attached_;
   std::vector<Addition> added_;
-  std::vector<std::string> named_;
+  std::vector<Naming> named_;
 };
 
 }  // namespace loopctl

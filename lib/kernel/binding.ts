@@ -36,16 +36,12 @@ export interface Calls {
   flock: [fd: number, operation: number]
   leaseProbe: [fd: number]
   leaseProbeRead: [fd: number]
-  lseekData: [fd: number, offset: bigint]
-  lseekHole: [fd: number, offset: bigint]
-  copyFileRange: [fromFd: number, toFd: number, offset: bigint, length: bigint]
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
   statxCached: [fd: number, stat: Uint8Array]
   statxPath: [path: Uint8Array, stat: Uint8Array]
   statxLink: [path: Uint8Array, stat: Uint8Array]
-  statfs: [path: Uint8Array, values: Uint8Array]
   create: [path: Uint8Array, flags: number, mode: number]
   pread: [fd: number, buffer: Uint8Array, position: bigint]
   pwrite: [fd: number, buffer: Uint8Array, position: bigint]
@@ -59,7 +55,6 @@ export interface Calls {
   sysfsLoop: [number: number]
   sysfsAutoclear: [number: number]
   sysfsSectorsWritten: [number: number]
-  syncFileRange: [fd: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]
   openRegular: [path: Uint8Array, flags: number]
@@ -85,6 +80,19 @@ export interface Calls {
   mkdirat: [folderFd: number, path: Uint8Array, mode: number]
   unlinkat: [folderFd: number, path: Uint8Array, flags: number]
   fallocate: [fd: number, mode: number, offset: bigint, length: bigint]
+  createat: [folderFd: number, name: Uint8Array, flags: number]
+  reopenFile: [pathFd: number, flags: number]
+  readLink: [linkFd: number, text: Uint8Array]
+  linkFile: [fd: number, folderFd: number, name: Uint8Array]
+  linkProcFile: [fd: number, folderFd: number, name: Uint8Array]
+  renameat2: [folderFd: number, from: Uint8Array, to: Uint8Array, flags: number]
+  fchown: [fd: number, user: number, group: number]
+  fremovexattr: [fd: number, name: Uint8Array]
+  syncFileRange: [fd: number, range: Uint8Array, flags: number]
+  fstatfs: [fd: number, numbers: Uint8Array]
+  copyExtents: [fromFd: number, toFd: number, copy: Uint8Array]
+  compareExtents: [leftFd: number, rightFd: number, comparison: Uint8Array]
+  processUse: [pid: number, use: Uint8Array]
   pageSize: []
 }
 
@@ -123,8 +131,6 @@ interface WorkerCalls {
   /** 1: the thread of a call that was given up on closes the descriptor; 0: no such call uses it. */
   readonly leaveSync: (fd: number) => number
   readonly workersSync: () => Workers
-  /** native/room.cc: a Buffer that files are read into and written from without a copy. */
-  readonly newRoomSync: (bytes: number) => Buffer
 }
 
 export type CallName = keyof Calls
@@ -202,5 +208,4 @@ const UNOBSERVED: ReadonlySet<string> = new Set([
   'giveUpSync',
   'leaveSync',
   'workersSync',
-  'newRoomSync',
 ])

@@ -42,7 +42,9 @@ export class GivenUp extends Error {
   /** Whether it was the signal; its reason is the `cause`. */
   readonly isAborted: boolean
   /** Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. */
-  readonly back: Promise<unknown>
+  back: Promise<unknown>
+  /** Whether it is for certain that what the call was for has not been done, or is undone. */
+  isUndone = true
 
   constructor(call: string, asked: Asked | undefined, signal: AbortSignal | undefined, back?: Promise<unknown>) {
     const who = typeof asked === 'number' ? `/dev/loop${asked}` : asked

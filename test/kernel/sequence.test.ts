@@ -177,7 +177,7 @@ test('a tape that is not sound is a TypeError, and nothing is called', async ({ 
     ['data far beyond the end', 2, tape('blkGetSize64', (ints) => (ints[17] = 2 ** 31 - 1))],
     ['data before the beginning', 2, tape('blkGetSize64', (ints) => (ints[17] = -8))],
     ['a path without an end', 2, tape('open', (ints) => ints.set([2 * 48], 16) ?? ints.fill(-1, 24))],
-    ['a bigint', 2, tape('lseekData', () => {})],
+    ['a bigint', 2, tape('ftruncate', () => {})],
   ]
   for (const [name, ...values] of wrong) expect(() => sequenceRun(...values, false), name).toThrow(TypeError)
   expect(() =>
