@@ -16,8 +16,13 @@ interface Lack {
 export const LACKS = {
   'btrfs': filesystem('btrfs', 'CONFIG_BTRFS_FS'),
   'erofs': filesystem('erofs', 'CONFIG_EROFS_FS'),
+  'exfat': filesystem('exfat', 'CONFIG_EXFAT_FS'),
+  'f2fs': filesystem('f2fs', 'CONFIG_F2FS_FS'),
   'fuse': filesystem('fuse', 'CONFIG_FUSE_FS'),
+  'iso9660': filesystem('iso9660', 'CONFIG_ISO9660_FS'),
+  'ntfs3': filesystem('ntfs3', 'CONFIG_NTFS3_FS'),
   'squashfs': filesystem('squashfs', 'CONFIG_SQUASHFS'),
+  'udf': filesystem('udf', 'CONFIG_UDF_FS'),
   'vfat': filesystem('vfat', 'CONFIG_VFAT_FS'),
   'xfs': filesystem('xfs', 'CONFIG_XFS_FS'),
   'seccomp filters': {

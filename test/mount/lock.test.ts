@@ -3,7 +3,7 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
-import { describe, expect, onTestFinished } from 'vitest'
+import { beforeEach, describe, expect, onTestFinished } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { env, needs } from '../needs.ts'
 import { failure, hasUdev, test } from '../kernel/support.ts'
@@ -15,9 +15,9 @@ function isLocked(path: string): boolean {
   return spawnSync('flock', ['--nonblock', '--exclusive', path, 'true']).status !== 0
 }
 
-const hasFlock = findMissing('locks', 'flock').length === 0
+beforeEach(() => needs('flock'))
 
-describe.runIf(hasFlock)('the lock', () => {
+describe('the lock', () => {
   test('is there until it is released, and keeps nobody from the device', async ({ image }) => {
     await using device = await attach(image('disk'))
     expect(isLocked(device.path)).toBe(false)
@@ -93,7 +93,7 @@ describe.runIf(hasFlock)('the lock', () => {
   })
 })
 
-test.runIf(hasUdev && hasFlock)('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+test.runIf(hasUdev)('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
   const file = image('disk', 16 << 20)
   for (let i = 0; i < times(200); i++) {
     await using device = await attach(file, { lock: true })
