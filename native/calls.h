@@ -32,6 +32,7 @@ enum class Effect : std::uint8_t {
   kAdds,      // the answer is the number of a new device
   kNames,     // its last path is there now
   kCreates,   // that, and the answer is a new descriptor
+  kMakes,     // a folder of that name is in the folder of the first argument now
 };
 
 // What a call is given: numbers, and where its data is; for kBytes and kRoom the value is the size.

@@ -1,5 +1,6 @@
 #include "effects.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
@@ -50,6 +51,9 @@ void Effects::Note(const Call& call, const Arguments& arguments, long answer) {
     case Effect::kNames:
       named_.emplace_back(LastPath(call, arguments));
       break;
+    case Effect::kMakes:
+      made_.push_back({fd, LastPath(call, arguments)});
+      break;
   }
 }
 
@@ -64,6 +68,9 @@ void Effects::Closed(int fd) {
   }
   for (Addition& each : added_) {
     if (each.control == fd) each.control = -1;
+  }
+  for (Folder& each : made_) {
+    if (each.parent == fd) each.parent = -1;
   }
 }
 
@@ -82,6 +89,9 @@ void Effects::Detach(const Attachment& attachment) const {
 
 void Effects::Undo() {
   for (const Attachment& each : attached_) Detach(each);
+  for (const Folder& each : made_) {
+    if (each.parent >= 0) ::unlinkat(each.parent, each.name.c_str(), AT_REMOVEDIR);
+  }
   // A device that is open cannot be removed, and loop-control has to be open to remove it.
   const auto removes = [this](int fd) {
     return std::any_of(added_.begin(), added_.end(),
