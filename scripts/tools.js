@@ -74,6 +74,7 @@ export const TOOLS = {
   'mkswap': ['tests', 'util-linux', 'util-linux', 'util-linux', 'util-linux-misc', 'util-linux'],
   'blkid': ['tests', 'util-linux', 'util-linux', 'util-linux', 'blkid', 'util-linux'],
   'flock': ['tests', 'util-linux', 'util-linux', 'util-linux', 'flock', 'util-linux'],
+  'fsfreeze': ['tests', 'util-linux', 'util-linux', 'util-linux', 'util-linux-misc', 'util-linux'],
   'setpriv': ['tests', 'util-linux', 'util-linux', 'util-linux', 'setpriv', 'util-linux'],
   'mount.exfat-fuse': ['tests', 'exfat-fuse', null, null, null, null],
   'strace': ['tests', 'strace'],

@@ -249,7 +249,7 @@ describe('with the last partition', () => {
     const states: Buffer[] = []
     // What the medium would have at each of these moments
     observe((call) => {
-      if (call === 'writeAt' || call === 'fsync') states.push(readFileSync(file))
+      if (call === 'pwrite' || call === 'fsync') states.push(readFileSync(file))
     })
     await device.grow(24 * MiB, { partition: 'last' })
     observe(undefined)

@@ -6,8 +6,8 @@ import { closeSync, openSync, readFileSync, statSync } from 'node:fs'
 import { beforeEach, describe, expect, onTestFinished } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { env, needs } from '../needs.ts'
-import { failure, hasUdev, test } from '../kernel/support.ts'
+import { env, needs, needsKernel } from '../needs.ts'
+import { failure, test } from '../kernel/support.ts'
 import { times } from '../scale.ts'
 import { expectDetached } from './support.ts'
 
@@ -131,7 +131,8 @@ describe('the lock', () => {
   })
 })
 
-test.runIf(hasUdev)('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+test('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+  needsKernel('udev')
   const file = image('disk', 16 << 20)
   for (let i = 0; i < times(200); i++) {
     await using device = await attach(file, { lock: true })

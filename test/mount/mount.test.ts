@@ -460,7 +460,7 @@ test('a backing file that does not answer: the event loop goes on, and the mount
     const descriptors = countDescriptors()
     try {
       const error = await failure('timeout', () => device.mount(place, { timeout: 300 }))
-      expect(error.message).toContain('the kernel has not answered for')
+      expect(error.message).toContain('did not answer in time')
       const reason = new Error('enough')
       const controller = new AbortController()
       setTimeout(() => controller.abort(reason), 100)
