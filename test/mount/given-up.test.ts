@@ -159,27 +159,27 @@ describe('the filesystem that the image is in does not take what is written', ()
   })
 })
 
+/** Runs the sequence with a last call that waits for a lock, gives it up, looks, and has it come back. */
+async function giveUp(sequence: Sequence, undo: (sequence: Sequence) => void, file: string, look: () => void) {
+  writeFileSync(file, '')
+  const child = spawn('flock', ['--exclusive', file, 'sh', '-c', 'echo ready; exec cat'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  onTestFinished(() => void child.kill('SIGKILL'))
+  await once(child.stdout, 'data')
+  const fd = openSync(file, 'r')
+  sequence.call('flock', fd, 2)
+  undo(sequence)
+  const error: unknown = await sequence.run({ left: 200 }).catch((reason: unknown) => reason)
+  if (!(error instanceof GivenUp)) expect.fail(String(error))
+  look()
+  child.stdin.end()
+  await error.back
+  closeSync(fd)
+}
+
 describe('what threads undo', () => {
   beforeEach(() => needs('flock'))
-
-  /** Runs the sequence with a last call that waits for a lock, gives it up, looks, and has it come back. */
-  async function giveUp(sequence: Sequence, undo: (sequence: Sequence) => void, file: string, look: () => void) {
-    writeFileSync(file, '')
-    const child = spawn('flock', ['--exclusive', file, 'sh', '-c', 'echo ready; exec cat'], {
-      stdio: ['pipe', 'pipe', 'inherit'],
-    })
-    onTestFinished(() => void child.kill('SIGKILL'))
-    await once(child.stdout, 'data')
-    const fd = openSync(file, 'r')
-    sequence.call('flock', fd, 2)
-    undo(sequence)
-    const error: unknown = await sequence.run({ left: 200 }).catch((reason: unknown) => reason)
-    if (!(error instanceof GivenUp)) expect.fail(String(error))
-    look()
-    child.stdin.end()
-    await error.back
-    closeSync(fd)
-  }
 
   test('a folder that was made', async ({ folder, place }) => {
     const parent = openSync(place, O_PATH)
