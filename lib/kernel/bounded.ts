@@ -41,7 +41,11 @@ export class GivenUp extends Error {
   readonly hasBegun: boolean
   /** Whether it was the signal; its reason is the `cause`. */
   readonly isAborted: boolean
-  #back: Promise<unknown>
+  /**
+   * Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. Whoever has
+   * more to undo after that puts a promise of it in its place.
+   */
+  back: Promise<unknown>
 
   constructor(call: string, asked: Asked | undefined, signal: AbortSignal | undefined, back?: Promise<unknown>) {
     const who = typeof asked === 'number' ? `/dev/loop${asked}` : asked
@@ -51,17 +55,7 @@ export class GivenUp extends Error {
     this.hasBegun = back !== undefined
     this.isAborted = signal?.aborted ?? false
     if (this.isAborted) this.cause = signal?.reason
-    this.#back = back ?? Promise.resolve()
-  }
-
-  /** Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. */
-  get back(): Promise<unknown> {
-    return this.#back
-  }
-
-  /** Has more undone once the call has come back, and {@link back} resolve after that. */
-  thenUndo(undo: () => Promise<void>): void {
-    this.#back = this.#back.then(undo).catch(() => {})
+    this.back = back ?? Promise.resolve()
   }
 }
 

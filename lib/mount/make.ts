@@ -75,7 +75,7 @@ export async function mountWanted(
     return made
   } catch (error) {
     // A call that has begun still needs what is to be undone: the handle keeps its place until then.
-    if (error instanceof GivenUp && error.hasBegun) error.thenUndo(undo)
+    if (error instanceof GivenUp && error.hasBegun) error.back = error.back.then(undo).catch(() => {})
     else await undo()
     throw error
   }
