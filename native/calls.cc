@@ -34,6 +34,7 @@ constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where p
 constexpr std::size_t kStatfsSize = 6 * sizeof(std::uint64_t);
 constexpr std::size_t kRangeSize = 2 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
+constexpr std::size_t kNameSize = 256;      // NAME_MAX and the NUL
 constexpr std::size_t kMessageSize = 4096;  // the kernel's limit for a message of a filesystem context
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -345,7 +346,14 @@ long Fsmount(Arguments& a) {
 long MoveMount(Arguments& a) {
   return Answer(::syscall(kSysMoveMount, a.Int(0), "", a.Int(1), "", kMoveMountEmptyPaths));
 }
-long Umount2(Arguments& a) { return Answer(::umount2(a.Path(0), a.Int(1))); }
+// umount2(2) of a name in an open folder, so that no folder on the way is looked up again; without a name, of the
+// mount that the descriptor is of.
+long UmountAt(Arguments& a) {
+  char path[kPathSize + kNameSize];
+  const int length = std::snprintf(path, sizeof path, "/proc/self/fd/%d/%s", a.Int(0), a.Path(1));
+  if (length < 0 || static_cast<std::size_t>(length) >= sizeof path) return -ENAMETOOLONG;
+  return Answer(::umount2(path, a.Int(2)));
+}
 // Of a file, and of the mount that it is on; the number in mountinfo, which another mount can get later.
 long StatxMount(Arguments& a) {
   return Answer(
@@ -495,16 +503,16 @@ constexpr Call kCalls[] = {
     {"fsMessage", FsMessage, {kFd, kOut}, kMessageSize},
     {"fsmount", Fsmount, {kFd, kInt}, 0, Effect::kOpens},
     {"moveMount", MoveMount, {kFd, kFd}},
-    {"umount2", Umount2, {kPath, kInt}},
+    {"umountAt", UmountAt, {kFd, kPath, kInt}},
     {"statxMount", StatxMount, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
     {"statxMountUnique", StatxMountUnique, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
     {"openat", Openat, {kFd, kPath, kInt}, 0, Effect::kOpens},
-    {"mkdirat", Mkdirat, {kFd, kPath, kInt}},
+    {"mkdirat", Mkdirat, {kFd, kPath, kInt}, 0, Effect::kMakes},
     {"unlinkat", Unlinkat, {kFd, kPath, kInt}},
+    {"readLink", ReadLink, {kFd, kOut}, kAttributeSize},
     {"fallocate", Fallocate, {kFd, kInt, kU64, kU64}},
     {"createat", Createat, {kFd, kPath, kInt}, 0, Effect::kCreates},
     {"reopenFile", ReopenFile, {kFd, kInt}, 0, Effect::kOpens},
-    {"readLink", ReadLink, {kFd, kOut}, kAttributeSize},
     {"linkFile", LinkFile, {kFd, kFd, kPath}, 0, Effect::kNames},
     {"linkProcFile", LinkProcFile, {kFd, kFd, kPath}, 0, Effect::kNames},
     {"renameat2", Renameat2, {kFd, kPath, kPath, kInt}, 0, Effect::kMoves},

@@ -34,6 +34,7 @@ enum class Effect : std::uint8_t {
   kCreates,   // that, and the answer is a new descriptor
   kMoves,     // from the first path to the second one, in the folder of the first argument; with flags at the
               // end
+  kMakes,     // a folder of that name is in the folder of the first argument now
 };
 
 // What a call is given: numbers, and where its data is; for kBytes and kRoom the value is the size.

@@ -64,6 +64,9 @@ void Effects::Note(const Call& call, const Arguments& arguments, long answer) {
     case Effect::kMoves:
       Name(fd, arguments.Path(2), arguments.Path(1), static_cast<unsigned>(arguments.Int(3)));
       break;
+    case Effect::kMakes:
+      made_.push_back({fd, arguments.Path(LastPath(call))});
+      break;
   }
 }
 
@@ -87,6 +90,9 @@ void Effects::Closed(int fd) {
   }
   for (Naming& each : named_) {
     if (each.folder == fd) each.folder = kClosed;
+  }
+  for (Folder& each : made_) {
+    if (each.parent == fd) each.parent = -1;
   }
 }
 
@@ -119,6 +125,9 @@ void Effects::TakeBack(const Naming& naming) {
 void Effects::Undo() {
   for (const Attachment& each : attached_) Detach(each);
   for (const Naming& each : std::views::reverse(named_)) TakeBack(each);
+  for (const Folder& each : made_) {
+    if (each.parent >= 0) ::unlinkat(each.parent, each.name.c_str(), AT_REMOVEDIR);
+  }
   // A device that is open cannot be removed, and loop-control has to be open to remove it.
   const auto removes = [this](int fd) {
     return std::any_of(added_.begin(), added_.end(),

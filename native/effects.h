@@ -1,5 +1,5 @@
 // What calls have done that somebody has to answer for: descriptors that are open, devices that are attached
-// or made, names in a directory. Where nobody waits for the calls any more, it is undone without JavaScript.
+// or made, names and folders in a directory. Where nobody waits for the calls any more, it is undone without JavaScript.
 #pragma once
 
 #include <sys/types.h>
@@ -19,7 +19,8 @@ class Effects {
   const std::vector<int>& opened() const { return opened_; }
   bool HasOpened(int fd) const;
 
-  // Detaches, closes, removes, unlinks and moves back; then there is nothing left to be undone.
+  // Detaches, closes, removes, unlinks (folders only where they are empty) and moves back; then there is nothing
+  // left to be undone.
   void Undo();
 
  private:
@@ -46,6 +47,12 @@ class Effects {
   };
 
   void Name(int folder, const char* name, const char* from, unsigned flags);
+  // A folder that was made in the one of the descriptor; -1 where that is closed since.
+  struct Folder {
+    int parent;
+    std::string name;
+  };
+
   void Closed(int fd);
   void Detach(const Attachment& attachment) const;
   static void TakeBack(const Naming& naming);
@@ -54,6 +61,7 @@ class Effects {
   std::vector<Attachment> attached_;
   std::vector<Addition> added_;
   std::vector<Naming> named_;
+  std::vector<Folder> made_;
 };
 
 }  // namespace loopctl

@@ -81,7 +81,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
     command(program, 'umount', 'unmount what is mounted from a loop device')
       .argument('<dirs...>', 'where it is mounted')
       .option('--lazy', 'where files of it are open, leave it to the kernel to unmount it after that')
-      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 4000)', parseWholeNumber)
+      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 10000)', parseWholeNumber)
       .action(later((actions) => actions.umountAction)),
   create: (program) =>
     command(program, 'create', 'make a new image, which is all zeros')

@@ -76,9 +76,9 @@ export class Deadline {
     return this.#timeout > 0 && this.left === 0
   }
 
-  /** Whether it is one try, which may take as long as it takes. */
-  get isUnbounded(): boolean {
-    return this.#timeout === 0
+  /** The options for a part of the work, which has what is left of the time. */
+  get rest(): Wait {
+    return { timeout: this.isOneTry ? 0 : Math.max(1, Math.ceil(this.left)), signal: this.#signal }
   }
 
   /**

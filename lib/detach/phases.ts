@@ -6,6 +6,7 @@ import type { Phase } from '../common/phases.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
+import { relock } from '../handle/device-lock.ts'
 import { noteFree } from '../handle/free-devices.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
@@ -218,6 +219,7 @@ export class ClearPhase implements Phase {
     await close(plain)
     if (answer < 0) throw handle.explain('dup3', answer)
     work.isExclusive = false
+    await relock(handle)
   }
 
   /** Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves. */

@@ -202,6 +202,11 @@ export class Handle {
     return this.#queue.isRunning
   }
 
+  /** Whether the next operation waits for a call that was given up on. */
+  get isStuck(): boolean {
+    return this.#queue.isStuck
+  }
+
   /** @throws `closed` */
   assertOpen(): void {
     if (this.#closed) throw this.closedError()

@@ -41,7 +41,10 @@ export class GivenUp extends Error {
   readonly hasBegun: boolean
   /** Whether it was the signal; its reason is the `cause`. */
   readonly isAborted: boolean
-  /** Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. */
+  /**
+   * Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. Whoever has
+   * more to undo after that puts a promise of it in its place.
+   */
   back: Promise<unknown>
   /** Whether it is for certain that what the call was for has not been done, or is undone. */
   isUndone = true
