@@ -223,9 +223,11 @@ const detach = fc
 const end = fc
   .constantFrom('detachSync', 'dispose', 'close', 'release')
   .chain((name) => ofHandle((actor, { id }) => ({ name, actor, handle: id })))
-const set = change.chain((members) =>
-  ofHandle((actor, { id }) => ({ name: 'set', actor, handle: id, change: members, overlap: 'allow' })),
-)
+const set = fc
+  .tuple(change, fc.constantFrom<'refuse' | 'allow'>('refuse', 'allow'))
+  .chain(([members, overlap]) =>
+    ofHandle((actor, { id }) => ({ name: 'set', actor, handle: id, change: members, overlap })),
+  )
 const changeFile = file.chain((to) => ofHandle((actor, { id }) => ({ name: 'change', actor, handle: id, file: to })))
 
 const open: fc.Arbitrary<Choose> = fc

@@ -261,11 +261,12 @@ export class Model {
     }
   }
 
-  #movesOntoAnother(attachment: Attachment, { offset, sizeLimit }: Change): boolean {
-    if (offset === undefined && sizeLimit === undefined) return false
-    const { file, readOnly } = attachment
-    const next = { file, readOnly, offset: offset ?? attachment.offset, sizeLimit: sizeLimit ?? attachment.sizeLimit }
-    return this.#others(attachment.number, file).some((other) => conflicts(other, next))
+  /** What overlapped before was allowed. */
+  #movesOntoAnother(attachment: Attachment, change: Change): boolean {
+    const next = { ...attachment, ...change }
+    if (next.offset === attachment.offset && next.sizeLimit === attachment.sizeLimit) return false
+    const others = this.#others(attachment.number, attachment.file)
+    return others.some((other) => conflicts(other, next) && !conflicts(other, attachment))
   }
 
   #others(number: number, file: number): Attachment[] {
@@ -288,6 +289,9 @@ export class Model {
   ): string | undefined {
     if (name === 'change') {
       if (!attachment.readOnly) return expectReason(answer, 'not-read-only')
+      // K2: a filesystem that is mounted elsewhere shows in nothing else.
+      const isHeld = this.openersOf(attachment.number).some(({ exclusive }) => exclusive)
+      if (isHeld) return expectReason(answer, 'would-shut-down-filesystem')
       const next = { ...attachment, file }
       if (this.sizeOf(next) !== this.sizeOf(attachment)) return expectReason(answer, 'size-mismatch')
       if (this.#others(attachment.number, file).some((other) => conflicts(other, next))) {
