@@ -3,7 +3,15 @@ import { attachPlainOrStack } from './attach/stack.ts'
 import { changeBackingFile, type ChangeOptions } from './change/change.ts'
 import { grow, type GrowOptions } from './change/grow.ts'
 import { migrate, type MigrateOptions, type MigrateResult } from './change/migrate.ts'
-import { flush, refreshCapacity, setBlockSize, setDirectIO, setStatus, type StatusChange } from './change/settings.ts'
+import {
+  flush,
+  refreshCapacity,
+  setBlockSize,
+  setDirectIO,
+  setStatus,
+  type SetStatusOptions,
+  type StatusChange,
+} from './change/settings.ts'
 import type { BackingFile, Bytes } from './common/arguments.ts'
 import { CHANGING, checkWait, LOOKING, type Wait } from './common/deadline.ts'
 import type { Warning } from './common/warnings.ts'
@@ -92,7 +100,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `dirty-cache` (kernels up to 5.17), `closed`
    */
-  setStatus(change: StatusChange, options?: Wait): Promise<void> {
+  setStatus(change: StatusChange, options?: SetStatusOptions): Promise<void> {
     return setStatus(this.#handle, change, options)
   }
 

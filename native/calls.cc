@@ -327,6 +327,11 @@ long MknodBlock(Arguments& a) {
   return Answer(::mknod(a.Path(0), S_IFBLK | S_IRUSR | S_IWUSR,
                         makedev(static_cast<unsigned>(a.Int(1)), static_cast<unsigned>(a.Int(2)))));
 }
+// The same in a folder that is open.
+long MknodBlockAt(Arguments& a) {
+  return Answer(::mknodat(a.Int(0), a.Path(1), S_IFBLK | S_IRUSR | S_IWUSR,
+                          makedev(static_cast<unsigned>(a.Int(2)), static_cast<unsigned>(a.Int(3)))));
+}
 // The inode of the user namespace that owns the namespace, of which the kernel gives a descriptor.
 long NsGetUserNs(Arguments& a) {
   const long fd = Ioctl(a.Int(0), NS_GET_USERNS, 0L);
@@ -445,6 +450,7 @@ constexpr Call kCalls[] = {
     {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
     {"loopGetFlags", LoopGetFlags, {kFd}},
+    {"mknodBlockAt", MknodBlockAt, {kFd, kPath, kInt, kInt}},
     {"mknodBlock", MknodBlock, {kPath, kInt, kInt}, 0, Effect::kNames},
     {"nsGetUserNs", NsGetUserNs, {kFd, kOut}, sizeof(std::uint64_t)},
     {"fsopen", Fsopen, {kPath}, 0, Effect::kOpens},

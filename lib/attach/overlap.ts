@@ -2,12 +2,13 @@
 
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { askDevices } from '../handle/ask.ts'
-import type { Bound } from '../kernel/bounded.ts'
+import { type Answers, type Asked, askDevices, type Silence } from '../handle/ask.ts'
 import { binding } from '../kernel/binding.ts'
+import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
+import { stat } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { LO_FLAGS_READ_ONLY, type LoopInfo64 } from '../kernel/uapi.ts'
+import { formatDevice, LO_FLAGS_AUTOCLEAR, LO_FLAGS_READ_ONLY, type LoopInfo64 } from '../kernel/uapi.ts'
 import type { Backing } from './backing.ts'
 
 /** What tells the file, and how it can be looked for. */
@@ -25,6 +26,12 @@ export interface Found extends Claim {
   number: number
   diskSeq: number | undefined
   blockSize: number
+  autoclear: boolean
+  /** Not another file that has the same bytes, as a disk has those of its partitions. */
+  isSameFile: boolean
+  /** Where it begins and ends in the bytes of the file that was looked for. */
+  start: bigint
+  end: bigint
 }
 
 /**
@@ -32,6 +39,8 @@ export interface Found extends Claim {
  *
  * The lease probe answers the common case in 3 us: where nobody else has the file open, no loop device has it either,
  * whoever attached it. It says nothing of block devices, of files that the caller has open, or without CAP_LEASE.
+ *
+ * @throws `overlap` where a device that could be one of them cannot be asked
  */
 export async function findAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
   return isFileUnshared(backing) ? [] : scanAttachments(backing, bound)
@@ -42,34 +51,98 @@ export function isFileUnshared(backing: BackingIdentity): boolean {
   return backing.opened && binding().leaseProbeSync(backing.fd) >= 0
 }
 
-/** Asks every attached device. */
+/**
+ * Asks every attached device.
+ *
+ * @throws `overlap` where a device that could have the file cannot be asked
+ */
 export async function scanAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
+  const { found, silent } = await askForAttachments(backing, bound)
+  for (const { number, why } of silent) {
+    // The filesystem of this file has just answered: a device whose filesystem does not is of another file.
+    if (why !== 'timeout' && (await couldHave(number, backing, bound))) throw notAsked(number, why, backing)
+  }
+  return found
+}
+
+/** The same, as far as the devices can be asked. */
+export async function askForAttachments(
+  backing: BackingIdentity,
+  bound?: Bound,
+): Promise<{ found: Found[]; silent: Asked['silent'] }> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  const { answers } = await askDevices(
+  const { answers, silent } = await askDevices(
     numbers.filter((number) => sysfs.isBound(number)),
     bound,
   )
-  return answers
-    .filter(({ info }) => isSameFile(info, backing))
-    .map(({ number, info, diskSeq, blockSize }) => ({
-      number,
-      diskSeq,
-      blockSize,
-      offset: info.offset,
-      sizeLimit: info.sizeLimit,
-      readOnly: (info.flags & LO_FLAGS_READ_ONLY) !== 0,
-    }))
+  const own = placeOf(backing)
+  return { found: answers.flatMap((answer) => toFound(answer, backing, own)), silent }
 }
 
-function isSameFile(info: LoopInfo64, { device, inode, rdevice }: BackingIdentity): boolean {
+/** Of a block device that sysfs does not show, and of a regular file: as if it were a disk of its own. */
+function placeOf({ rdevice }: BackingIdentity): sysfs.OnDisk | undefined {
+  return rdevice === undefined ? undefined : sysfs.readPlaceOnDisk(formatDevice(rdevice))
+}
+
+function toFound(
+  { number, info, diskSeq, blockSize }: Answers,
+  backing: BackingIdentity,
+  own: sysfs.OnDisk | undefined,
+): Found[] {
+  const isSameFile = isBackedBy(info, backing)
+  const other = own === undefined || info.rdevice === 0n ? undefined : sysfs.readPlaceOnDisk(formatDevice(info.rdevice))
+  const isSameDisk = own !== undefined && other?.disk === own.disk
+  if (!isSameFile && !isSameDisk) return []
+  const { offset, sizeLimit } = info
+  const claim = { offset, sizeLimit, readOnly: (info.flags & LO_FLAGS_READ_ONLY) !== 0 }
+  const shift = own !== undefined && other !== undefined ? other.start - own.start : 0n
+  const [start, end] = [offset + shift, other === undefined ? endOf(claim) : min(endOf(claim), other.size) + shift]
+  if (own !== undefined && (start >= own.size || end <= 0n)) return []
+  const autoclear = (info.flags & LO_FLAGS_AUTOCLEAR) !== 0
+  return [{ ...claim, number, diskSeq, blockSize, autoclear, isSameFile, start, end }]
+}
+
+function min(a: bigint, b: bigint): bigint {
+  return a < b ? a : b
+}
+
+function isBackedBy(info: LoopInfo64, { device, inode, rdevice }: BackingIdentity): boolean {
   if (rdevice !== undefined) return info.rdevice === rdevice
   return info.device === device && info.inode === inode
 }
 
+/** Of a device that cannot be asked, by the path that sysfs shows: false only where that is another file here. */
+async function couldHave(
+  number: number,
+  { device, inode, rdevice }: BackingIdentity,
+  bound: Bound | undefined,
+): Promise<boolean> {
+  const path = sysfs.readBackingFileSync(number)
+  if (path === undefined) return sysfs.isBound(number)
+  try {
+    const other = await stat(path, bound)
+    if (typeof other === 'number') return true
+    if (rdevice !== undefined) return other.isBlockDevice()
+    return other.dev === device && other.ino === inode
+  } catch (error) {
+    if (error instanceof GivenUp && !error.isAborted) return false
+    throw error
+  }
+}
+
+function notAsked(number: number, why: Silence, { path }: BackingIdentity): LoopError {
+  const cause = why === 'no-node' ? 'this /dev has no node for it' : 'its node may not be opened'
+  return refusal('overlap', 'ioctl', `${devicePath(number)} may have the file, and cannot be asked: ${cause}`, {
+    path: devicePath(number),
+    backingFile: path,
+    hint: "make its node or run as root; or, where you know that it has another file, attach with overlap: 'allow'",
+  })
+}
+
 /** Whether both take some of the same bytes, and one of them can write. */
-export function conflicts(a: Claim, b: Claim): boolean {
-  return !(a.readOnly && b.readOnly) && a.offset < endOf(b) && b.offset < endOf(a)
+export function conflicts(found: Found, claim: Claim): boolean {
+  return !(found.readOnly && claim.readOnly) && found.start < endOf(claim) && claim.offset < found.end
 }
 
 /** Without a limit it goes to the end of the file, which can move. */
@@ -84,6 +157,6 @@ export function overlapError(ioctl: string, path: string, backing: BackingIdenti
     ioctl,
     path,
     backingFile: backing.path,
-    hint: "detach that one first, attach both read-only, or allow it with overlap: 'allow'",
+    hint: "detach that one first, share it with overlap: 'reuse', attach both read-only, or allow it with overlap: 'allow'",
   })
 }

@@ -21,7 +21,7 @@ export async function attachPlainOrStack(file: BackingFile, options?: AttachOpti
   const deadline = checkDeadline(given, 10_000)
 
   const { number, partscan, reference, autoclear, lock, ...forLower } = given
-  const lower = await attachFile(file, { ...forLower, reference: LOWER_TAG })
+  const lower = await attachFile(file, { ...forLower, reference: LOWER_TAG }, number)
   try {
     const { blockSize, createNode, signal } = given
     const timeout = Math.ceil(deadline.left)

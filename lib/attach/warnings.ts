@@ -13,7 +13,7 @@ import * as sysfs from '../kernel/sysfs.ts'
 import { formatDevice, LO_FLAGS_DIRECT_IO } from '../kernel/uapi.ts'
 import type { Backing } from './backing.ts'
 import type { Settings } from './configure.ts'
-import { scanAttachments } from './overlap.ts'
+import { askForAttachments } from './overlap.ts'
 
 /**
  * Whether somebody else may have the file open for writing. The lease probe is granted although the device has the file:
@@ -102,7 +102,8 @@ export async function warnOfMounts(handle: Handle, { rdevice }: Backing): Promis
 }
 
 export async function warnOfWriters(handle: Handle, backing: Backing): Promise<void> {
-  const loops = (await scanAttachments(backing)).filter(({ number, readOnly }) => number !== handle.number && !readOnly)
+  const { found } = await askForAttachments(backing)
+  const loops = found.filter(({ number, readOnly }) => number !== handle.number && !readOnly)
   const writers = loops.map(({ number }) => `${devicePath(number)} is attached to it`)
   for await (const { pid, command } of findWriters(backing)) writers.push(`process ${pid} (${command}) has it open`)
   if (writers.length === 0) return

@@ -1,5 +1,7 @@
 /** What can be set on an attached device: offset, size limit, flags, block size, direct I/O, and its capacity. */
 
+import { conflicts, overlapError, scanAttachments } from '../attach/overlap.ts'
+import { readBackingFileSync } from '../kernel/sysfs.ts'
 import { constants } from 'node:os'
 import {
   type Bytes,
@@ -11,12 +13,18 @@ import {
   checkReference,
   wrongValue,
 } from '../common/arguments.ts'
-import { backoff, CHANGING, checkWait, type Wait } from '../common/deadline.ts'
+import { backoff, CHANGING, checkDeadline, checkWait, type Wait } from '../common/deadline.ts'
 import { findHolders } from '../errors/holders.ts'
 import { type Handle, readSize } from '../handle/handle.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
-import { LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, patchInfo } from '../kernel/uapi.ts'
+import {
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_PARTSCAN,
+  LO_FLAGS_READ_ONLY,
+  type LoopInfo64,
+  patchInfo,
+} from '../kernel/uapi.ts'
 import { showPartitions } from '../partitions/scan.ts'
 
 const { EAGAIN, EBUSY, EPERM } = constants.errno
@@ -34,8 +42,18 @@ export interface StatusChange {
   reference?: string | undefined
 }
 
+export interface SetStatusOptions extends Wait {
+  /**
+   * What to do where the new window takes bytes of the file that another device has attached too, and either of them can
+   * write. `'refuse'`, the default: rejects with `overlap`. `'allow'`: nothing is checked.
+   */
+  overlap?: 'refuse' | 'allow' | undefined
+  /** Milliseconds; default 10 000. */
+  timeout?: number | undefined
+}
+
 /** LOOP_GET_STATUS64, the named fields changed, LOOP_SET_STATUS64. */
-export async function setStatus(handle: Handle, change: StatusChange, options?: Wait): Promise<void> {
+export async function setStatus(handle: Handle, change: StatusChange, options?: SetStatusOptions): Promise<void> {
   const given = checkOptions(checkObject('change', change), [
     'offset',
     'sizeLimit',
@@ -50,12 +68,17 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
   if (given.partscan !== undefined && !checkBoolean('partscan', given.partscan)) {
     throw wrongValue('partscan', 'can be switched on only: the kernel keeps it until the device is detached')
   }
-  const deadline = checkWait(options, CHANGING)
+  const { overlap = 'refuse', ...wait } = checkOptions(options, ['overlap', 'signal', 'timeout'])
+  if (overlap !== 'refuse' && overlap !== 'allow') throw wrongValue('overlap', "must be 'refuse' or 'allow'")
+  const deadline = checkDeadline(wait, CHANGING)
   return handle.run(async () => {
     const { bytes, info } = await handle.readInfo()
     let { flags } = info
     if (autoclear !== undefined) flags = autoclear ? flags | LO_FLAGS_AUTOCLEAR : flags & ~LO_FLAGS_AUTOCLEAR
     if (given.partscan) flags |= LO_FLAGS_PARTSCAN
+    const window = { offset: offset ?? info.offset, sizeLimit: sizeLimit ?? info.sizeLimit }
+    const isMoved = window.offset !== info.offset || window.sizeLimit !== info.sizeLimit
+    if (isMoved && overlap === 'refuse') await refuseOverlap(handle, info, window)
     patchInfo(bytes, {
       flags,
       ...(offset !== undefined && { offset }),
@@ -75,6 +98,24 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
       await showPartitions(handle, 'any', deadline)
     }
   }, deadline)
+}
+
+/** Where the window would come to lie on bytes that another device has too. What overlapped before was allowed. */
+async function refuseOverlap(
+  handle: Handle,
+  info: LoopInfo64,
+  window: { offset: bigint; sizeLimit: bigint },
+): Promise<void> {
+  const { device, inode, flags } = info
+  const rdevice = info.rdevice === 0n ? undefined : info.rdevice
+  const path = readBackingFileSync(handle.number) ?? handle.path
+  const backing = { path, fd: -1, device, inode, rdevice, opened: false }
+  const readOnly = (flags & LO_FLAGS_READ_ONLY) !== 0
+  const before = { offset: info.offset, sizeLimit: info.sizeLimit, readOnly }
+  const other = (await scanAttachments(backing, handle.bound)).find(
+    (found) => found.number !== handle.number && conflicts(found, { ...window, readOnly }) && !conflicts(found, before),
+  )
+  if (other) throw overlapError('LOOP_SET_STATUS64', handle.path, backing, other)
 }
 
 /** LOOP_SET_CAPACITY, after the backing file grew or shrank. Partitions are not looked at again. */

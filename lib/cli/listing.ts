@@ -5,7 +5,7 @@ import { list, type LoopInfo } from '../observe/list.ts'
 import { fileArgument, print, printable, printJson, table, warn } from './terminal.ts'
 
 export async function listAction(file: string | undefined, { json, all }: { json?: true; all?: true }): Promise<void> {
-  const infos = file === undefined ? await list({ all }) : await findAttached(file)
+  const infos = file === undefined ? await list({ all }) : await findAttached(file, { unconfirmed: true })
   if (json) return printJson(infos)
   if (infos.length > 0) await print(listTable(infos))
 }
@@ -14,12 +14,23 @@ export async function listAction(file: string | undefined, { json, all }: { json
  * The devices attached to the file. Those of a former file of the same name, which was deleted and made again, are not,
  * and are told of on stderr: who looks for them by the name would not find them.
  */
-export async function findAttached(file: string): Promise<LoopInfo[]> {
+export async function findAttached(file: string, options?: { unconfirmed: boolean }): Promise<LoopInfo[]> {
   const given = fileArgument(file)
   for (const { path, number } of await findOfDeleted(given)) {
     warn(`${path} is attached to a deleted file of that name, ${file}: loopctl detach ${number}`)
   }
-  return find(given)
+  const found = await find(given, options)
+  for (const { path, unconfirmed } of found) {
+    if (unconfirmed !== undefined)
+      warn(`${path} has a file of that path; whether it is that one is not known: ${WHY[unconfirmed]}`)
+  }
+  return found
+}
+
+const WHY = {
+  'permission': 'the device may not be opened',
+  'timeout': 'the device does not answer',
+  'no-node': 'this /dev has no node for it',
 }
 
 /** Of a device on top of another the real file is said too. */
@@ -49,9 +60,10 @@ function flagsOf({ readOnly, autoclear, partscan, directIO }: LoopInfo): string 
   return flags.join(',') || '-'
 }
 
-function fileBelow({ lower }: LoopInfo, infos: LoopInfo[]): string {
-  const below = infos.find(({ number }) => number === lower)
-  return below === undefined ? '' : ` -> ${fileOf(below)}${fileBelow(below, infos)}`
+/** Devices come and go while they are read: what looks like a circle ends. */
+function fileBelow({ lower }: LoopInfo, infos: LoopInfo[], depth = infos.length): string {
+  const below = depth === 0 ? undefined : infos.find(({ number }) => number === lower)
+  return below === undefined ? '' : ` -> ${fileOf(below)}${fileBelow(below, infos, depth - 1)}`
 }
 
 /** The backing file as it is shown. */

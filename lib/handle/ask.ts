@@ -6,9 +6,11 @@ import { explain } from '../errors/explain.ts'
 import { inBatches } from '../kernel/batches.ts'
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
-import { O_RDONLY } from '../kernel/files.ts'
-import { Sequence } from '../kernel/sequence.ts'
-import { decodeInfo, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
+import { openHiddenFolder } from '../kernel/hidden-folder.ts'
+import { minorOfDevice } from '../kernel/features.ts'
+import { close, O_RDONLY } from '../kernel/files.ts'
+import { Sequence, type Step } from '../kernel/sequence.ts'
+import { decodeInfo, encodePath, LOOP_MAJOR, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
 
@@ -42,8 +44,39 @@ const APART = 1_000
  * @throws `resources`
  */
 export async function askDevices(numbers: readonly number[], bound?: Bound): Promise<Asked> {
-  const asked = await inBatches(numbers, (batch) => askBatch(batch, bound))
+  const asked = join(await inBatches(numbers, (batch) => askBatch(batch, bound)))
+  const nodeless = asked.silent.filter(({ why }) => why === 'no-node').map(({ number }) => number)
+  if (nodeless.length === 0) return asked
+  const others = asked.silent.filter(({ why }) => why !== 'no-node')
+  return join([{ answers: asked.answers, silent: others }, await askByOwnNodes(nodeless, bound)])
+}
+
+function join(asked: readonly Asked[]): Asked {
   return { answers: asked.flatMap(({ answers }) => answers), silent: asked.flatMap(({ silent }) => silent) }
+}
+
+/**
+ * Devices that have no node in this /dev, by nodes in a tmpfs that is never put into the tree: nobody sees it, and it goes
+ * when its descriptor is closed. Wants kernel 5.2, CAP_SYS_ADMIN and CAP_MKNOD; without them the devices stay silent.
+ */
+async function askByOwnNodes(numbers: readonly number[], bound: Bound | undefined): Promise<Asked> {
+  const folder = await openHiddenFolder(within(bound, APART))
+  if (folder < 0) return { answers: [], silent: numbers.map((number) => ({ number, why: 'no-node' as const })) }
+  try {
+    return join(
+      await Promise.all(
+        numbers.map((number) =>
+          askOne(number, bound, (sequence) => {
+            const name = encodePath(`loop${number}`)
+            sequence.call('mknodBlockAt', folder, name, LOOP_MAJOR, minorOfDevice(number))
+            return sequence.call('openat', folder, name, O_RDONLY)
+          }),
+        ),
+      ),
+    )
+  } finally {
+    await close(folder)
+  }
 }
 
 async function askBatch(numbers: readonly number[], bound: Bound | undefined): Promise<Asked> {
@@ -52,13 +85,17 @@ async function askBatch(numbers: readonly number[], bound: Bound | undefined): P
   } catch (error) {
     if (!(error instanceof GivenUp) || error.isAborted) throw error
   }
-  const asked = await Promise.all(numbers.map((number) => askOne(number, bound)))
-  return { answers: asked.flatMap(({ answers }) => answers), silent: asked.flatMap(({ silent }) => silent) }
+  return join(await Promise.all(numbers.map((number) => askOne(number, bound))))
 }
 
-async function askOne(number: number, bound: Bound | undefined): Promise<Asked> {
+/** Plans how the device is opened. */
+type Opening = (sequence: Sequence, number: number) => Step
+
+const byNode: Opening = (sequence, number) => sequence.call('openLoop', number, O_RDONLY)
+
+async function askOne(number: number, bound: Bound | undefined, opening?: Opening): Promise<Asked> {
   try {
-    return await ask([number], within(bound, APART), number)
+    return await ask([number], within(bound, APART), number, opening)
   } catch (error) {
     if (!(error instanceof GivenUp) || error.isAborted) throw error
     return { answers: [], silent: [{ number, why: 'timeout' }] }
@@ -69,12 +106,12 @@ function within(bound: Bound | undefined, ms: number): Bound {
   return { left: Math.min(ms, bound?.left ?? ms), signal: bound?.signal }
 }
 
-async function ask(numbers: readonly number[], bound: Bound, gate?: number): Promise<Asked> {
+async function ask(numbers: readonly number[], bound: Bound, gate?: number, opening: Opening = byNode): Promise<Asked> {
   const sequence = new Sequence()
   const asked = numbers.map((number) => {
     sequence.part()
     const bytes = newInfo()
-    const fd = sequence.call('openLoop', number, O_RDONLY)
+    const fd = opening(sequence, number)
     const status = sequence.try('loopGetStatus64', fd, bytes)
     const diskSeq = sequence.try('blkGetDiskSeq', fd)
     const blockSize = sequence.try('blkSszGet', fd)
@@ -84,7 +121,8 @@ async function ask(numbers: readonly number[], bound: Bound, gate?: number): Pro
   await sequence.run(bound, gate)
   const found: Asked = { answers: [], silent: [] }
   for (const { number, bytes, fd, status, diskSeq, blockSize } of asked) {
-    if (fd.answer !== undefined && fd.answer < 0) {
+    if (fd.answer === undefined) found.silent.push({ number, why: 'no-node' })
+    else if (fd.answer < 0) {
       const why = silenceOf(number, fd.answer)
       if (why !== undefined) found.silent.push({ number, why })
     } else if (status.answer === 0) {

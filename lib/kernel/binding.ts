@@ -68,6 +68,7 @@ export interface Calls {
   fsync: [fd: number]
   dup3: [fromFd: number, toFd: number]
   vacate: [fd: number]
+  mknodBlockAt: [folderFd: number, name: Uint8Array, major: number, minor: number]
   mknodBlock: [path: Uint8Array, major: number, minor: number]
   nsGetUserNs: [namespaceFd: number, inode: Uint8Array]
   fsopen: [fsType: Uint8Array]

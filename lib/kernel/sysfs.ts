@@ -114,14 +114,40 @@ export function linksWithoutPartitions(of: 'attached' | 'free'): number | undefi
 
 /** Whether the device has partitions: to be asked at every attach and detach, so mostly by two stat(). */
 export function hasPartitions(number: number): boolean {
-  const directory = statSync(deviceDirectory(number))
-  const bound = isBound(number)
-  if (typeof directory === 'number' || directory.nlink === links.get(bound)) return false
+  const before = lookAtLinks(number)
+  if (before === undefined || before.nlink === links.get(before.bound)) return false
   const names = readDirectorySync(deviceDirectory(number))
   const found = typeof names !== 'number' && names.some((name) => name.startsWith(`loop${number}p`))
-  // Attached or detached meanwhile, its links would be those of the other.
-  if (!found && bound === isBound(number)) links.set(bound, directory.nlink)
+  // Attached or detached meanwhile, the links would be those of the other state: it is learnt where two looks agree.
+  const after = lookAtLinks(number)
+  if (!found && after?.bound === before.bound && after.nlink === before.nlink) links.set(before.bound, before.nlink)
   return found
+}
+
+function lookAtLinks(number: number): { bound: boolean; nlink: bigint } | undefined {
+  const bound = isBound(number)
+  const directory = statSync(deviceDirectory(number))
+  return typeof directory === 'number' || bound !== isBound(number) ? undefined : { bound, nlink: directory.nlink }
+}
+
+/** Where a block device lies: a partition on its disk, a whole device on itself. */
+export interface OnDisk {
+  /** `major:minor` of the disk. */
+  disk: string
+  /** Bytes. */
+  start: bigint
+  size: bigint
+}
+
+/** By the `major:minor` of the device; undefined where sysfs does not show it. */
+export function readPlaceOnDisk(device: string): OnDisk | undefined {
+  const directory = `/sys/dev/block/${device}`
+  const sectors = optionalText(`${directory}/size`)
+  if (sectors === undefined) return undefined
+  const size = BigInt(sectors) * 512n
+  if (!existsSync(`${directory}/partition`)) return { disk: device, start: 0n, size }
+  const [disk, start] = [optionalText(`${directory}/../dev`), optionalText(`${directory}/start`)]
+  return disk === undefined || start === undefined ? undefined : { disk, start: BigInt(start) * 512n, size }
 }
 
 /** Names of the block devices (dm-0, md127) that are built on the device or, where named, on its partition. */

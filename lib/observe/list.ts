@@ -10,6 +10,7 @@ import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { type DeviceFiles, readDevices } from '../kernel/sysfs-batch.ts'
+import { addLower } from './lower.ts'
 
 /** A loop device as sysfs shows it; plain data. */
 export interface LoopInfo {
@@ -95,7 +96,7 @@ export async function readInfos(numbers: readonly number[], free: boolean): Prom
     left = moved
   }
   const infos = await Promise.all(told)
-  return infos.toSorted((a, b) => a.number - b.number)
+  return addLower(infos.toSorted((a, b) => a.number - b.number))
 }
 
 /** Of a file that is 0 or 1. */
@@ -106,7 +107,6 @@ export async function toInfo(number: number, { attributes, backingFile }: Device
   const attached = backingFile !== null
   const diskSeq = attributes.diskseq
   const file = await describeBackingFile(backingFile ?? null)
-  const lower = /^\/dev\/loop(\d+)$/.exec(file.backingFile ?? '')?.[1]
   return {
     number,
     path: devicePath(number),
@@ -122,7 +122,6 @@ export async function toInfo(number: number, { attributes, backingFile }: Device
     autoclear: attributes.autoclear === YES,
     partscan: attributes.partscan === YES,
     directIO: attributes.dio === YES,
-    ...(lower !== undefined && { lower: Number(lower) }),
   }
 }
 

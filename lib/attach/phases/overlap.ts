@@ -1,5 +1,6 @@
 /** No byte of a file has two writers: looked at before the device is configured, and once more after it. */
 
+import { backoff, Deadline } from '../../common/deadline.ts'
 import type { Phase } from '../../common/phases.ts'
 import { LoopError } from '../../errors/errors.ts'
 import type { Handle } from '../../handle/handle.ts'
@@ -37,7 +38,7 @@ export class LookPhase implements Phase {
   async byHand(): Promise<void> {
     const work = this.#work
     const backing = backingOf(work)
-    const found = isFileUnshared(backing) ? [] : await scanAttachments(backing)
+    const found = await this.#lookUntilSettled(backing)
     work.deadline.throwIfAborted()
     if (work.wanted.overlap === 'reuse') {
       for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
@@ -48,10 +49,23 @@ export class LookPhase implements Phase {
     this.#isDone = true
   }
 
+  /** An attachment with autoclear may be only going: whoever looked at it for a moment has deferred its detach. */
+  async #lookUntilSettled(backing: Backing): Promise<Found[]> {
+    const { settings, wanted, deadline } = this.#work
+    const patience = new Deadline(Math.min(GOING_MS, deadline.bound.left), deadline.bound.signal)
+    for (let attempt = 1; ; attempt++) {
+      const found = isFileUnshared(backing) ? [] : await scanAttachments(backing, deadline.bound)
+      const other = found.find((candidate) => conflicts(candidate, settings))
+      const isSettled = other === undefined || !other.autoclear || wanted.overlap === 'reuse'
+      if (isSettled || !(await patience.pause(backoff(attempt)))) return found
+    }
+  }
+
   #isAsWanted(other: Found): boolean {
     const { number } = this.#work.wanted
     const { offset, sizeLimit, readOnly, blockSize } = this.#work.settings
     return (
+      other.isSameFile &&
       other.offset === offset &&
       other.sizeLimit === sizeLimit &&
       other.readOnly === readOnly &&
@@ -71,7 +85,7 @@ export class LookPhase implements Phase {
     }
     let isShared = false
     try {
-      const still = (await scanAttachments(backing)).find((other) => other.number === number)
+      const still = (await scanAttachments(backing, this.#work.deadline.bound)).find((other) => other.number === number)
       isShared = still !== undefined && this.#isAsWanted(still)
       handle.isShared = isShared
       return isShared ? handle : undefined
@@ -113,16 +127,37 @@ export class GuardPhase implements Phase {
     const backing = backingOf(work)
     work.isUnshared = isFileUnshared(backing)
     if (!work.isUnshared) {
-      const others = await scanAttachments(backing)
-      const own = others.find(({ number }) => number === work.number)
-      refuseConflict(
-        work,
-        others.filter((other) => other.number !== work.number && isOlder(other, own)),
-      )
+      await this.#giveWay(backing)
     }
     this.#isDone = true
   }
+
+  /**
+   * The newer one gives way at once. The older one waits for that: the newer one may have looked when this one was not
+   * attached yet, or not look at all, as losetup; then the older one gives way itself.
+   */
+  async #giveWay(backing: Backing): Promise<void> {
+    const work = this.#work
+    const patience = new Deadline(Math.min(NEWER_MS, work.deadline.bound.left), work.deadline.bound.signal)
+    for (let attempt = 1; ; attempt++) {
+      const found = await scanAttachments(backing, work.deadline.bound)
+      const own = found.find(({ number }) => number === work.number)
+      const others = found.filter((other) => other.number !== work.number && conflicts(other, work.settings))
+      refuseConflict(
+        work,
+        others.filter((other) => isOlder(other, own)),
+      )
+      if (others.length === 0) return
+      if (!(await patience.pause(backoff(attempt)))) refuseConflict(work, others)
+    }
+  }
 }
+
+/** Milliseconds that an attachment with autoclear gets for going. */
+const GOING_MS = 30
+
+/** Milliseconds that a newer attachment of the same bytes gets for giving way. */
+const NEWER_MS = 500
 
 /** Whether the other attachment was there first; by the number where the kernel does not count attachments. */
 function isOlder(other: Found, own: Found | undefined): boolean {
