@@ -27,6 +27,8 @@ export class Attaching {
   file: Planned = -1
   /** /dev/loop-control. */
   control: Planned = -1
+  /** Whether opening it was tried: a device that is asked for by number can be had without. */
+  isControlTried = false
   /** The device that is tried; -1: none is chosen. */
   number: Planned = -1
   /** The descriptor of the device that LOOP_CONFIGURE is given. */

@@ -4,6 +4,7 @@ import { refusal } from '../errors/errors.ts'
 import { binding } from '../kernel/binding.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { diskSeqCountsAttachments, hasDiskSeq, numberOfMinor } from '../kernel/features.ts'
+import { isServed } from '../kernel/servers.ts'
 import { readBackingFileSync } from '../kernel/sysfs.ts'
 import {
   LO_FLAGS_AUTOCLEAR,
@@ -18,7 +19,10 @@ import { type Backing, describeRef, type LoopRef, nameOf } from './identity.ts'
 /** What the device answers as long as nobody has touched it since it was last looked at. */
 export interface Expected {
   diskSeq: number
+  flags: number
   autoclear: boolean
+  /** LOOP_GET_STATUS64 asks a filesystem that may not answer. */
+  isServed: boolean
 }
 
 /** BLKGETDISKSEQ; undefined before kernel 5.15. */
@@ -71,7 +75,8 @@ export class Attachment {
   get expected(): Expected | undefined {
     const [diskSeq, flags] = [this.#diskSeq, this.#flags]
     if (diskSeq === undefined || flags === undefined || !diskSeqCountsAttachments()) return undefined
-    return { diskSeq, autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0 }
+    const isServedBy = this.#backing === undefined || isServed(this.#backing.device)
+    return { diskSeq, flags, autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0, isServed: isServedBy }
   }
 
   /** Whether the attachment is read-only, which it is for good. */

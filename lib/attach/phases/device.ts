@@ -10,6 +10,7 @@ import { devicePath } from '../../kernel/devnode.ts'
 import { observeDiskSeq } from '../../kernel/features.ts'
 import { close, O_RDONLY, O_RDWR } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
+import { isServed } from '../../kernel/servers.ts'
 import { isUdevRunning } from '../../kernel/surroundings.ts'
 import { linksWithoutPartitions } from '../../kernel/sysfs.ts'
 import { decodeInfo, newInfo } from '../../kernel/uapi.ts'
@@ -182,14 +183,21 @@ export class VerifyPhase implements Phase {
       last = sequence.expect(0, 'blkRoGet', device)
       isAsExpected = () => isSoFar() && last.answer === 0
     }
-    const writes = settings.readOnly ? undefined : sequence.try('sysfsSectorsWritten', work.number)
     return () => {
       if (!isAsExpected()) return
-      work.writes = writes?.succeeded ? writes.answer : undefined
+      this.#noteWrites()
       const info = decodeInfo(bytes)
       this.#compare(info)
       work.info = info
     }
+  }
+
+  /** Where the server can die: then it matters whether anything had been written. */
+  #noteWrites(): void {
+    const { backing, settings, number } = this.#work
+    if (settings.readOnly || backing === undefined || !isServed(backing.device)) return
+    const sectors = binding().sysfsSectorsWrittenSync(known(number))
+    this.#work.writes = sectors < 0 ? undefined : sectors
   }
 
   #compare(info: ReturnType<typeof decodeInfo>): void {
@@ -198,11 +206,8 @@ export class VerifyPhase implements Phase {
   }
 
   async byHand(): Promise<void> {
-    const { target, settings } = this.#work
-    if (!settings.readOnly) {
-      const writes = binding().sysfsSectorsWrittenSync(target.number)
-      this.#work.writes = writes < 0 ? undefined : writes
-    }
+    const { target } = this.#work
+    this.#noteWrites()
     this.#work.info = await verify(target)
   }
 }

@@ -18,14 +18,13 @@ const CONTROL_PATH = encodePath(CONTROL)
 /** Opens /dev/loop-control, for the lock and for making a device. One that is there and free can be had without. */
 export class ControlPhase implements Phase {
   readonly #work: Attaching
-  #isTried = false
 
   constructor(work: Attaching) {
     this.#work = work
   }
 
   get isDone(): boolean {
-    return this.#isTried || this.#work.isOver
+    return this.#work.isControlTried || this.#work.isOver
   }
 
   plan(sequence: Sequence): (() => void) | undefined {
@@ -34,13 +33,13 @@ export class ControlPhase implements Phase {
     work.control = control
     return () => {
       work.control = control.fd
-      this.#isTried = control.succeeded
+      work.isControlTried = control.succeeded
     }
   }
 
   async byHand(): Promise<void> {
     const { number } = this.#work.wanted
-    this.#isTried = true
+    this.#work.isControlTried = true
     try {
       this.#work.control = await openControl(this.#work.deadline.bound)
     } catch (error) {
@@ -68,7 +67,8 @@ export class LockPhase implements Phase {
   }
 
   get isDone(): boolean {
-    return this.#isLocked || this.#isGivenUp || this.#work.isOver || this.#work.control === -1
+    const { isOver, isControlTried, control } = this.#work
+    return this.#isLocked || this.#isGivenUp || isOver || (isControlTried && control === -1)
   }
 
   plan(sequence: Sequence): (() => void) | undefined {
