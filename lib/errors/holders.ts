@@ -1,11 +1,15 @@
 /** Who is in the way: everything that keeps a loop device, or one of its partitions, from being let go. */
 
 import { setImmediate, setTimeout } from 'node:timers/promises'
+import { GivenUp } from '../kernel/bounded.ts'
+import { devicePath } from '../kernel/devnode.ts'
 import { minorOfDevice } from '../kernel/features.ts'
-import { readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from '../kernel/files.ts'
+import { O_RDONLY, readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from '../kernel/files.ts'
 import { readMounts } from '../kernel/mountinfo.ts'
+import { lookForNodes, type PathOf } from '../kernel/nodes-at.ts'
+import { Sequence } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { formatDevice } from '../kernel/uapi.ts'
+import { decodeInfo, formatDevice, newInfo } from '../kernel/uapi.ts'
 
 /** One user of a device. `device` is the one it holds: `/dev/loop7` or `/dev/loop7p1`. */
 export type Holder = { device: string } & (
@@ -157,19 +161,48 @@ export async function findStackedLoops(number: number): Promise<Holder[]> {
   return stackedLoops(number, devicesOf(number))
 }
 
-/** holders/ in sysfs does not show them, and O_EXCL does not see them: only their own backing file tells. */
+/**
+ * holders/ in sysfs does not show them, and O_EXCL does not see them: only the numbers of their own backing file tell.
+ * LOOP_GET_STATUS64 has them; of a device that cannot be asked the node at the path tells.
+ */
 async function stackedLoops(number: number, devices: Devices): Promise<Holder[]> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') return []
-  const holders: Holder[] = []
+  const paths: PathOf[] = []
   for (const upper of numbers) {
-    if (upper === number) continue
-    const backingFile = await sysfs.readBackingFile(upper)
-    if (backingFile === undefined || !backingFile.startsWith('/dev/')) continue
-    const device = deviceAt(backingFile, devices)
-    if (device !== undefined) holders.push({ device, kind: 'loop', number: upper, path: `/dev/loop${upper}` })
+    const backingFile = upper === number ? undefined : await sysfs.readBackingFile(upper)
+    if (backingFile !== undefined) paths.push([upper, backingFile])
   }
-  return holders
+  const { nodes, undecided } = await lookForNodes(paths)
+  const asked = await readBackingNumbers(undecided)
+  return undecided.flatMap((upper) => {
+    const rdevice = asked.get(upper) ?? nodes.get(upper)
+    const device = rdevice === undefined ? undefined : devices.get(formatDevice(rdevice))
+    return device === undefined ? [] : [{ device, kind: 'loop', number: upper, path: devicePath(upper) }]
+  })
+}
+
+/** Milliseconds: a device can have a file on a server that does not answer. */
+const LOOK_MS = 250
+
+/** The numbers of the block devices that these are backed by, 0 for a file; devices that do not answer are left out. */
+async function readBackingNumbers(numbers: readonly number[]): Promise<Map<number, bigint>> {
+  const sequence = new Sequence()
+  const asked = numbers.map((number) => {
+    sequence.part()
+    const info = newInfo()
+    const fd = sequence.call('openLoop', number, O_RDONLY)
+    const step = sequence.try('loopGetStatus64', fd, info)
+    sequence.call('close', fd)
+    return { number, info, step }
+  })
+  try {
+    await sequence.run({ left: LOOK_MS })
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
+  const answered = asked.filter(({ step }) => step.succeeded)
+  return new Map(answered.map(({ number, info }) => [number, decodeInfo(info).rdevice]))
 }
 
 async function* processes(devices: Devices, ownDescriptors: readonly number[]): AsyncGenerator<Holder> {

@@ -28,6 +28,7 @@ class Step implements Command {
 
   async run(model: Model, machine: Machine): Promise<void> {
     const action = this.#choose(model, machine, ++lastId)
+    this.#told = ''
     if (action === undefined) return
     this.#told = JSON.stringify(action)
     const answer = await machine.do(action, waits(model, action))
@@ -57,6 +58,7 @@ class Race implements Command {
 
   async run(model: Model, machine: Machine): Promise<void> {
     const [one, other] = this.#choices.map((choose) => choose(model, machine, ++lastId))
+    this.#told = ''
     if (one === undefined || other === undefined || one.actor === other.actor) return
     this.#told = `${JSON.stringify(one)} || ${JSON.stringify(other)}`
     const answers = await Promise.all([machine.do(one, true), machine.do(other, true)])

@@ -42,28 +42,31 @@ function freeNumbers(count: number, from: number): number[] {
   return numbers
 }
 
+/** For so long a sequence that fails is made shorter. */
+const SHRINKING = limit(60_000)
+
 /** Sequence after sequence, until so many steps are done. */
 async function runUntil(steps: number, seed: number, machine: Machine): Promise<void> {
+  const { path, replayPath } = replay
+  const sequence = fc.commands([commands], {
+    maxCommands: LENGTH,
+    size: 'max',
+    ...(replayPath !== undefined && { replayPath }),
+  })
   for (let round = 0; machine.steps < steps; round++) {
-    const { path, replayPath } = replay
-    const sequence = fc.commands([commands], {
-      maxCommands: LENGTH,
-      size: 'max',
-      ...(replayPath !== undefined && { replayPath }),
+    let firstFailure = Number.POSITIVE_INFINITY
+    const property = fc.asyncProperty(sequence, async (all) => {
+      if (performance.now() > firstFailure + SHRINKING) return
+      await machine.reset()
+      try {
+        await fc.asyncModelRun(() => ({ model: new Model(), real: machine }), all)
+      } catch (error) {
+        if (process.env['DBG']) console.error('DBG', machine.steps, String(all).slice(-800), String(error))
+        firstFailure = Math.min(firstFailure, performance.now())
+        throw error
+      }
     })
-    const property = fc
-      .asyncProperty(sequence, async (all) => {
-        const setup = () => ({ model: new Model(), real: machine })
-        await fc.asyncModelRun(setup, all).catch((e)=>{console.error('DBG', machine.steps, String(all).slice(-600), String(e)); throw e})
-      })
-      .beforeEach(() => machine.reset())
-    await fc.assert(property, {
-      seed: seed + round,
-      numRuns: 1,
-      endOnFailure: false,
-      interruptAfterTimeLimit: limit(120_000),
-      ...(path !== undefined && { path }),
-    })
+    await fc.assert(property, { seed: seed + round, numRuns: 1, ...(path !== undefined && { path }) })
     if (path !== undefined) return
   }
 }
