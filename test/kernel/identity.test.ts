@@ -131,7 +131,8 @@ const COLUMNS = {
     const words = ['dist/cli/main.js', 'detach', '--timeout', '500', '--file', scene.asked]
     const { status, stderr } = spawnSync(process.execPath, words, { encoding: 'utf8' })
     const gone = [...scene.numbers.values()].filter((number) => sysfs(number, 'loop/backing_file') === undefined)
-    const told = [...scene.numbers.values()].filter((number) => new RegExp(`/dev/loop${number}\\b`).test(stderr))
+    const others = stderr.replaceAll(scene.asked, '')
+    const told = [...scene.numbers.values()].filter((number) => new RegExp(`/dev/loop${number}\\b`).test(others))
     if (gone.length > 0) return `detaches ${scene.names(gone)}, exit ${status}`
     return `names ${scene.names(told)}, exit ${status}`
   },
