@@ -100,7 +100,7 @@ const COLUMNS = {
 
   'attach guard': async ({ asked }: Scene) => {
     try {
-      await using _ = await attach(asked)
+      await (await attach(asked)).detach()
       return 'attached'
     } catch (error) {
       return LoopError.is(error, 'overlap') ? 'refused' : String(error)
@@ -187,7 +187,9 @@ function makeNode(scene: Scene, number: number): string {
 
 /** A merged folder; the file `disk` is in the lower one. */
 function makeOverlay(scene: Scene): { merged: string; upper: string } {
-  const [lower, upper, work, merged] = ['lower', 'upper', 'work', 'merged'].map((name) => scene.makeFolder('layers', name))
+  const [lower, upper, work, merged] = ['lower', 'upper', 'work', 'merged'].map((name) =>
+    scene.makeFolder('layers', name),
+  )
   // A filesystem of its own: overlayfs takes no upper folder on some.
   scene.mount(scene.path('layers'), '-t', 'tmpfs', 'tmpfs')
   for (const name of ['lower', 'upper', 'work', 'merged']) scene.makeFolder('layers', name)
@@ -318,7 +320,11 @@ const ROWS: Row[] = [
     make: async (scene) => {
       const lower = await scene.attach('lower', scene.image('disk'))
       const [there, numbers] = [scene.makeFolder('there'), String(sysfs(lower, 'dev')).replace(':', ' ')]
-      scene.attachElsewhere('device', `mount -t tmpfs tmpfs ${there}; mknod ${there}/sda b ${numbers}`, join(there, 'sda'))
+      scene.attachElsewhere(
+        'device',
+        `mount -t tmpfs tmpfs ${there}; mknod ${there}/sda b ${numbers}`,
+        join(there, 'sda'),
+      )
       scene.asked = `/dev/loop${lower}`
     },
   },

@@ -1,8 +1,17 @@
 /** The steps of the model test, as fast-check makes them up: numbers that choose among what is there when they are run. */
 
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import type { Machine } from './machine.ts'
-import { type Action, type Answer, type Change, FILE_SIZES, type Handle, type Model, type Overlap, type User } from './model.ts'
+import {
+  type Action,
+  type Answer,
+  type Change,
+  FILE_SIZES,
+  type Handle,
+  type Model,
+  type Overlap,
+  type User,
+} from './model.ts'
 
 /** So many attachments, and open descriptors of each actor, there are at most. */
 const MOST = 6
@@ -61,12 +70,18 @@ class Race implements Command {
     this.#told = ''
     if (one === undefined || other === undefined || one.actor === other.actor) return
     this.#told = `${JSON.stringify(one)} || ${JSON.stringify(other)}`
-    const answers = await Promise.all([machine.do(one, true), machine.do(other, true)])
+    const answers = await Promise.all([machine.do(one, waits(model, one)), machine.do(other, waits(model, other))])
     this.#told += ` -> ${JSON.stringify(answers)}`
     const [answer, otherAnswer] = answers
     const ways: [Action, Answer][][] = [
-      [[one, answer], [other, otherAnswer]],
-      [[other, otherAnswer], [one, answer]],
+      [
+        [one, answer],
+        [other, otherAnswer],
+      ],
+      [
+        [other, otherAnswer],
+        [one, answer],
+      ],
     ]
     const complaints: string[] = []
     for (const way of ways) {
@@ -154,7 +169,9 @@ class Write implements Command {
   }
 }
 
-function writable(model: Readonly<Model>): ReturnType<Model['attachments']['values']> extends Iterable<infer T> ? T[] : never {
+function writable(
+  model: Readonly<Model>,
+): ReturnType<Model['attachments']['values']> extends Iterable<infer T> ? T[] : never {
   return [...model.attachments.values()].filter((attachment) => !attachment.readOnly && model.sizeOf(attachment) > 0)
 }
 
@@ -219,9 +236,7 @@ function ofHandle(make: (actor: User, handle: Handle) => Action): fc.Arbitrary<C
   })
 }
 
-const detach = fc
-  .boolean()
-  .chain((lazy) => ofHandle((actor, { id }) => ({ name: 'detach', actor, handle: id, lazy })))
+const detach = fc.boolean().chain((lazy) => ofHandle((actor, { id }) => ({ name: 'detach', actor, handle: id, lazy })))
 const end = fc
   .constantFrom('detachSync', 'dispose', 'close', 'release')
   .chain((name) => ofHandle((actor, { id }) => ({ name, actor, handle: id })))
@@ -244,9 +259,11 @@ const open: fc.Arbitrary<Choose> = fc
     return number === undefined ? undefined : { name: 'open', actor, id, number }
   })
 
-const remove = fc
-  .tuple(user, which)
-  .map(([actor, n]): Choose => (_, { numbers }) => ({ name: 'remove', actor, number: pick(numbers, n) ?? -1 }))
+const remove = fc.tuple(user, which).map(([actor, n]): Choose => (_, { numbers }) => ({
+  name: 'remove',
+  actor,
+  number: pick(numbers, n) ?? -1,
+}))
 
 const rudeAttach = fc.tuple(which, window, autoclear).map(([n, taken, goes]): Choose => (model, { numbers }, id) => {
   const number = pick(numbers, n) ?? -1
@@ -289,7 +306,14 @@ const rudeChange = file.chain((to) =>
 )
 
 /** What is tried at once: it must not matter that two of them choose the same handle or the same free device. */
-const racing = fc.oneof(chooseAttach(['refuse', 'refuse', 'reuse'], autoclear), detach, end, rudeAttach, rudeClose)
+const racing = fc.oneof(
+  chooseAttach(['refuse', 'refuse', 'reuse'], autoclear),
+  detach,
+  end,
+  rudeAttach,
+  rudeClose,
+  rudeClear,
+)
 
 /** Of these a kill leaves nothing: the attachment has autoclear. */
 const killed = fc.oneof(
@@ -316,9 +340,9 @@ export const commands: fc.Arbitrary<Command> = fc.oneof(
   { weight: 2, arbitrary: steps(rudeChange) },
   {
     weight: 12,
-    arbitrary: fc.tuple(fc.nat({ max: 63 }), fc.nat({ max: 127 }), fc.integer({ min: 1, max: 255 })).map(
-      ([n, sector, fill]) => new Write(n, sector, fill),
-    ),
+    arbitrary: fc
+      .tuple(fc.nat({ max: 63 }), fc.nat({ max: 127 }), fc.integer({ min: 1, max: 255 }))
+      .map(([n, sector, fill]) => new Write(n, sector, fill)),
   },
   { weight: 8, arbitrary: fc.tuple(racing, racing).map(([one, other]) => new Race(one, other)) },
   {

@@ -2,7 +2,17 @@
 
 import { type ChildProcess, fork } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, constants, existsSync, fsyncSync, openSync, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  readSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { setTimeout } from 'node:timers/promises'
@@ -10,19 +20,28 @@ import { find, list, LoopControl, type LoopInfo, type LoopStatus } from '../../l
 import * as ioctl from '../../lib/ioctl.ts'
 import { sysfs } from '../kernel/support.ts'
 import { limit } from '../scale.ts'
-import { type Action, type Answer, type Attachment, type Change, FILE_SIZES, type Handle, type Model, type User } from './model.ts'
+import {
+  type Action,
+  type Answer,
+  type Attachment,
+  type Change,
+  FILE_SIZES,
+  type Handle,
+  type Model,
+  type User,
+} from './model.ts'
 
 const WORKER = fileURLToPath(new URL('fixtures/actor.mjs', import.meta.url))
 
 /** A process that uses the library. */
 class Worker {
   readonly #child: ChildProcess
-  readonly #ended: Promise<void>
+  readonly #ended: Promise<unknown>
   readonly #ready: Promise<unknown>
 
   constructor() {
     this.#child = fork(WORKER, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], execArgv: [] })
-    this.#ended = once(this.#child, 'exit').then(() => {})
+    this.#ended = once(this.#child, 'exit')
     this.#ready = this.#answer()
   }
 
@@ -74,7 +93,7 @@ function shown({ number, backingFile, offset, sizeLimit, size, readOnly, autocle
 
 export class Machine {
   readonly files: string[]
-  readonly numbers: readonly number[]
+  readonly #numbers: readonly number[]
   readonly #folder: string
   readonly #workers: Record<User, Worker>
   /** Started ahead: a process takes a while. */
@@ -86,10 +105,20 @@ export class Machine {
 
   constructor(folder: string, numbers: readonly number[]) {
     this.#folder = folder
-    this.numbers = numbers
+    this.#numbers = numbers
     this.files = FILE_SIZES.map((_, i) => join(folder, `disk${i}`))
     this.#workers = { first: new Worker(), second: new Worker() }
     this.#spare = new Worker()
+  }
+
+  /** Those that no other program has taken: any free device is anybody's. */
+  get numbers(): number[] {
+    return this.#numbers.filter((number) => !this.#isStrangers(number))
+  }
+
+  #isStrangers(number: number): boolean {
+    const file = sysfs(number, 'loop/backing_file')
+    return file !== undefined && !file.startsWith(`${this.#folder}/`)
   }
 
   get steps(): number {
@@ -109,7 +138,7 @@ export class Machine {
     }
     await this.#until(async () => ((await this.#attached()).length > 0 ? 'a device stays attached' : undefined))
     await using control = await LoopControl.open()
-    await Promise.all(this.numbers.filter(exists).map((number) => control.remove(number)))
+    await Promise.allSettled(this.numbers.filter(exists).map((number) => control.remove(number)))
     for (const [i, path] of this.files.entries()) writeFileSync(path, Buffer.alloc(FILE_SIZES[i] ?? 0))
   }
 
@@ -195,6 +224,8 @@ export class Machine {
         }
         return null
       }
+      default:
+        throw new TypeError('no such step')
     }
   }
 
@@ -325,8 +356,8 @@ export class Machine {
 
   #look(model: Model, { id, owned, number, wasFree }: Handle): unknown {
     const attachment = model.attachments.get(number)
-    if (attachment === undefined) return { id, owned, reason: 'not-attached' }
-    if (wasFree) return { id, owned, reason: 'replaced' }
+    if (attachment === undefined && !this.#isStrangers(number)) return { id, owned, reason: 'not-attached' }
+    if (attachment === undefined || wasFree) return { id, owned, reason: 'replaced' }
     const { reference } = attachment
     return { id, owned, status: { ...this.#shown(model, attachment), reference } }
   }
@@ -336,7 +367,11 @@ export class Machine {
     for (const number of model.devices) {
       if (!exists(number) && model.openersOf(number).length === 0) model.devices.delete(number)
     }
-    return differs('devices', this.numbers.filter(exists), this.numbers.filter((number) => model.devices.has(number)))
+    return differs(
+      'devices',
+      this.numbers.filter(exists),
+      this.numbers.filter((number) => model.devices.has(number)),
+    )
   }
 
   /** All files as they are, and one of the devices through its block device. */

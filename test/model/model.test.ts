@@ -9,7 +9,7 @@
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { describe, expect } from 'vitest'
 import { test } from '../kernel/support.ts'
 import { limit, times } from '../scale.ts'
@@ -61,7 +61,7 @@ async function runUntil(steps: number, seed: number, machine: Machine): Promise<
       try {
         await fc.asyncModelRun(() => ({ model: new Model(), real: machine }), all)
       } catch (error) {
-        if (process.env['DBG']) console.error('DBG', machine.steps, String(all).slice(-800), String(error))
+        if (process.env['DBG']) console.error('DBG', machine.steps, [...all].join(',').slice(-800), String(error))
         firstFailure = Math.min(firstFailure, performance.now())
         throw error
       }
@@ -87,8 +87,8 @@ describe('three actors at the same devices', () => {
       })
       try {
         const runs = machines.map((machine, i) => runUntil(STEPS / lanes, SEED + i * 1_000_000, machine))
-        const failed = (await Promise.allSettled(runs)).filter(({ status }) => status === 'rejected')
-        if (failed[0]?.status === 'rejected') throw failed[0].reason
+        const failed = (await Promise.allSettled(runs)).find((result) => result.status === 'rejected')
+        if (failed !== undefined) throw failed.reason
         const done = machines.reduce((sum, { steps }) => sum + steps, 0)
         console.log(`model: ${done} steps, seed ${SEED}`)
         expect(done).toBeGreaterThanOrEqual(replay.path === undefined ? STEPS : 1)

@@ -215,10 +215,7 @@ export class Model {
   }
 
   /** Of a handle. */
-  #act(
-    action: Extract<Action, { handle: number }>,
-    answer: Answer,
-  ): string | undefined {
+  #act(action: Extract<Action, { handle: number }>, answer: Answer): string | undefined {
     const handle = this.handles.find(({ id }) => id === action.handle)
     if (handle === undefined) return 'no such step'
     const attachment = this.attachments.get(handle.number)
@@ -323,7 +320,7 @@ function expectReason(answer: Answer, reason: string): string | undefined {
   return 'reason' in answer && answer.reason === reason ? undefined : `an error of reason ${reason}`
 }
 
-function expectValue(answer: Answer, value?: unknown): string | undefined {
+function expectValue(answer: Answer, value?: string | number): string | undefined {
   if (!('value' in answer)) return 'no error'
-  return value === undefined || answer.value === value ? undefined : `the answer ${String(value)}`
+  return value === undefined || answer.value === value ? undefined : `the answer ${value}`
 }
