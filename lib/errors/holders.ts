@@ -183,7 +183,7 @@ async function stackedLoops(number: number, devices: Devices): Promise<Holder[]>
 }
 
 /** Milliseconds: a device can have a file on a server that does not answer. */
-const LOOK_MS = 250
+const LOOK_MS = 1_000
 
 /** The numbers of the block devices that these are backed by, 0 for a file; devices that do not answer are left out. */
 async function readBackingNumbers(numbers: readonly number[]): Promise<Map<number, bigint>> {

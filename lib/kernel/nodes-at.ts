@@ -10,7 +10,7 @@ import { decodeStat, encodePath, newStat } from './uapi.ts'
 export type PathOf = readonly [number: number, path: string]
 
 /** Milliseconds: a path can be on a server that does not answer. */
-const LOOK_MS = 250
+const LOOK_MS = 1_000
 
 export interface NodesAt {
   /** The numbers of the block devices that are at the paths. */

@@ -14,7 +14,7 @@ interface Looked {
 }
 
 /** Milliseconds for asking devices: one can have a file on a server that does not answer. */
-const LOOK_MS = 250
+const LOOK_MS = 1_000
 
 /**
  * Adds `lower` where it is missing. Devices whose backing file is a regular one here are not opened. The others are, for

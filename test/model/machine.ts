@@ -121,6 +121,12 @@ export class Machine {
     return file !== undefined && !file.startsWith(`${this.#folder}/`)
   }
 
+  /** Whether another program has attached to a device that the model has as free: what follows proves nothing. */
+  isDisturbed(model: Model): boolean {
+    const free = [...this.#numbers, ...model.handles.map(({ number }) => number)]
+    return free.some((number) => !model.attachments.has(number) && this.#isStrangers(number))
+  }
+
   get steps(): number {
     return this.#steps
   }
@@ -356,8 +362,8 @@ export class Machine {
 
   #look(model: Model, { id, owned, number, wasFree }: Handle): unknown {
     const attachment = model.attachments.get(number)
-    if (attachment === undefined && !this.#isStrangers(number)) return { id, owned, reason: 'not-attached' }
-    if (attachment === undefined || wasFree) return { id, owned, reason: 'replaced' }
+    if (attachment === undefined) return { id, owned, reason: 'not-attached' }
+    if (wasFree) return { id, owned, reason: 'replaced' }
     const { reference } = attachment
     return { id, owned, status: { ...this.#shown(model, attachment), reference } }
   }

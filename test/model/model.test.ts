@@ -58,10 +58,11 @@ async function runUntil(steps: number, seed: number, machine: Machine): Promise<
     const property = fc.asyncProperty(sequence, async (all) => {
       if (performance.now() > firstFailure + SHRINKING) return
       await machine.reset()
+      const model = new Model()
       try {
-        await fc.asyncModelRun(() => ({ model: new Model(), real: machine }), all)
+        await fc.asyncModelRun(() => ({ model, real: machine }), all)
       } catch (error) {
-        if (process.env['DBG']) console.error('DBG', machine.steps, [...all].join(',').slice(-800), String(error))
+        if (machine.isDisturbed(model)) return
         firstFailure = Math.min(firstFailure, performance.now())
         throw error
       }
