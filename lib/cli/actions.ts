@@ -7,6 +7,7 @@ import { readPartitionTable } from '../attach/window.ts'
 import { LoopControl } from '../control.ts'
 import { attach, type LoopDevice, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
+import { refusal } from '../errors/errors.ts'
 import { LOWER_TAG } from '../handle/lower.ts'
 import type { DeviceRef } from '../handle/open.ts'
 import type { LoopEvent } from '../observe/events.ts'
@@ -91,6 +92,12 @@ export async function detachAction(
 ): Promise<void> {
   if ((numbers.length === 0) === (file === undefined)) self.error('error: name devices, or a file with --file')
   const refs: readonly DeviceRef[] = file === undefined ? numbers : await findTopmost(file)
+  if (file !== undefined && refs.length === 0) {
+    throw refusal('not-attached', 'ioctl', 'nothing is attached to it', {
+      path: file,
+      hint: 'loopctl list shows what is attached',
+    })
+  }
   await interruptible(async (signal) => {
     const results = []
     let status = 0

@@ -1,0 +1,58 @@
+/** What is at the paths that sysfs shows of backing files, as far as this process sees them. */
+
+import { inBatches } from './batches.ts'
+import { GivenUp } from './bounded.ts'
+import { FileStat } from './files.ts'
+import { Sequence } from './sequence.ts'
+import { decodeStat, encodePath, newStat } from './uapi.ts'
+
+/** A device, by its number, and the path of its backing file. */
+export type PathOf = readonly [number: number, path: string]
+
+/** Milliseconds: a path can be on a server that does not answer. */
+const LOOK_MS = 1_000
+
+export interface NodesAt {
+  /** The numbers of the block devices that are at the paths. */
+  nodes: ReadonlyMap<number, bigint>
+  /**
+   * Devices of which the path does not tell whether they are backed by a file or by a block device: it is one of /dev, a
+   * block device here, or nothing is there, because it is the path of another mount namespace or was deleted.
+   */
+  undecided: number[]
+}
+
+/** statx(2) of the paths, which are those of this process's mount namespace and may be others than the kernel means. */
+export async function lookForNodes(paths: readonly PathOf[]): Promise<NodesAt> {
+  const looks = (await inBatches(paths, look)).flat()
+  const nodes = new Map(looks.flatMap(({ number, node }) => (typeof node === 'bigint' ? [[number, node]] : [])))
+  const undecided = looks.filter(({ path, node }) => node !== 'file' || path.startsWith('/dev/'))
+  return { nodes, undecided: undecided.map(({ number }) => number) }
+}
+
+interface Looked {
+  number: number
+  path: string
+  /** Undefined: nothing is there. */
+  node: bigint | 'file' | undefined
+}
+
+async function look(paths: readonly PathOf[]): Promise<Looked[]> {
+  const sequence = new Sequence()
+  const looks = paths.map(([number, path]) => {
+    const bytes = newStat()
+    return { number, path, bytes, step: sequence.try('statxPath', encodePath(path), bytes) }
+  })
+  try {
+    await sequence.run({ left: LOOK_MS })
+  } catch (error) {
+    // A server that does not answer has a file, and no node.
+    if (error instanceof GivenUp) return paths.map(([number, path]) => ({ number, path, node: 'file' }))
+    throw error
+  }
+  return looks.map(({ number, path, bytes, step }) => {
+    if (!step.succeeded) return { number, path, node: undefined }
+    const stat = new FileStat(decodeStat(bytes))
+    return { number, path, node: stat.isBlockDevice() ? stat.rdev : 'file' }
+  })
+}
