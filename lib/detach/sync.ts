@@ -69,10 +69,16 @@ function flush({ number, descriptor }: Handle): number {
 }
 
 /** LOOP_CLR_FD, which has no answer where it does not come back; and the last close, but for an operation in flight. */
-function clear({ number, descriptor, isRunning }: Handle, ms: number): Step {
+function clear({ number, descriptor, isRunning, ref: { diskSeq } }: Handle, ms: number): Step {
   const sequence = new Sequence()
   const cleared = sequence.call('loopClrFd', descriptor)
   if (!isRunning) sequence.try('vacate', descriptor)
+  // Its thread had not come to LOOP_CLR_FD, on a busy machine: as long as it is the same attachment, it is detached then.
+  if (diskSeq !== undefined) {
+    sequence.undoing()
+    sequence.expect(diskSeq, 'blkGetDiskSeq', descriptor)
+    sequence.call('loopClrFd', descriptor)
+  }
   runWithin(sequence, ms, number)
   return cleared
 }
