@@ -5,24 +5,34 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { describe, expect } from 'vitest'
+import { describe, expect, vi } from 'vitest'
 import type { Report } from '../../bench/run.js'
 import { env, findMissing } from '../programs.ts'
-import { test } from './support.ts'
+import { keptToNumbers, namesFrom } from './own-numbers.ts'
+import { test, unusedNumber } from './support.ts'
+import { limit } from '../scale.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const RUN = join(ROOT, 'bench/run.js')
 
-/** What is there of loop devices, and of folders that a run makes. */
-function whatIsThere(): string[] {
-  const names = ['/sys/block', '/dev/shm'].flatMap((folder) => readdirSync(folder))
-  return names.filter((name) => /^(loop\d|loopctl-bench-)/.test(name)).toSorted()
+/** The folders that runs of the benchmarks make in memory. */
+function folders(): string[] {
+  return readdirSync('/dev/shm').filter((name) => name.startsWith('loopctl-bench-'))
+}
+
+/** Those of somebody else's run go when it ends; ours would stay. */
+async function expectNoFolderLeft(before: readonly string[]): Promise<void> {
+  const left = folders().filter((name) => !before.includes(name))
+  const still = () => folders().filter((name) => left.includes(name))
+  await vi.waitFor(() => expect(still()).toEqual([]), { timeout: limit(60_000), interval: 50 })
 }
 
 // Its numbers are not looked at: only that it still runs, and leaves nothing.
 describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm run bench', () => {
   test('measures, draws, and leaves nothing', { timeout: 120_000 }, async ({ folder }) => {
-    const before = whatIsThere()
+    const before = folders()
+    const first = unusedNumber()
+    const own = keptToNumbers(first, join(folder, 'made'))
     const results = join(folder, 'results.json')
     const disk = join(folder, 'disk')
     mkdirSync(disk)
@@ -30,10 +40,12 @@ describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm 
     const words = ['--rounds', '1', '--devices', '2', '--json', results]
     for (const name of scenarios) words.push('--only', name)
     const run = promisify(execFile)
-    const { stderr } = await run(process.execPath, [RUN, ...words], { env: { ...env, TMPDIR: disk } })
+    const { stderr } = await run(process.execPath, [RUN, ...words], { env: { ...env, ...own.env, TMPDIR: disk } })
     expect(stderr.trimEnd().split('\n')).toEqual(scenarios)
     expect(readdirSync(disk)).toEqual([])
-    expect(whatIsThere()).toEqual(before)
+    expect(own.made().length).toBeGreaterThan(0)
+    expect(namesFrom(first)).toEqual({ devices: [], nodes: [] })
+    await expectNoFolderLeft(before)
 
     const { rows } = JSON.parse(readFileSync(results, 'utf8')) as Report
     expect(rows.map(({ name }) => name)).toEqual(expect.arrayContaining(['status', 'list; 2 attached']))
@@ -56,9 +68,13 @@ describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm 
   })
 
   test('interrupted, it leaves nothing', { timeout: 60_000 }, async ({ folder }) => {
-    const before = whatIsThere()
+    const before = folders()
+    const first = unusedNumber()
+    const own = keptToNumbers(first, join(folder, 'made'))
+    const disk = join(folder, 'disk')
+    mkdirSync(disk)
     const child = spawn(process.execPath, [RUN, '--only', 'detach', '--rounds', '100000'], {
-      env: { ...env, TMPDIR: folder },
+      env: { ...env, ...own.env, TMPDIR: disk },
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     const ended = once(child, 'exit')
@@ -67,7 +83,9 @@ describe.skipIf(findMissing('the benchmarks', 'cc', 'losetup').length > 0)('npm 
     child.kill('SIGINT')
     expect(await ended).toEqual([130, null])
     expect(await said).toBe('detach\ninterrupted\n')
-    expect(readdirSync(folder)).toEqual([])
-    expect(whatIsThere()).toEqual(before)
+    expect(readdirSync(disk)).toEqual([])
+    expect(own.made().length).toBeGreaterThan(0)
+    expect(namesFrom(first)).toEqual({ devices: [], nodes: [] })
+    await expectNoFolderLeft(before)
   })
 })

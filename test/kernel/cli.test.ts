@@ -23,7 +23,7 @@ import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished } from 'vitest'
 import type { LoopInfo, LoopStatus } from '../../lib/index.ts'
-import { attachedNumbers, losetup, loopFileName, sysfs, test } from './support.ts'
+import { attachedNumbers, losetup, loopFileName, sysfs, test, unusedNumber } from './support.ts'
 import { limit } from '../scale.ts'
 
 const MiB = 1 << 20
@@ -157,7 +157,7 @@ async function attached(file: string, ...options: string[]): Promise<OwnDevice> 
 
 /** A device of the test's own that nobody else is given: its number is far from those that the kernel offers. */
 async function made(): Promise<OwnDevice> {
-  const number = ownNumber()
+  const number = unusedNumber()
   const path = `/dev/loop${number}`
   expect(await loopctl('add', String(number))).toEqual(clean(`${path}\n`))
   return {
@@ -166,13 +166,6 @@ async function made(): Promise<OwnDevice> {
     [Symbol.asyncDispose]: async () => {
       if (sysfs(number, 'size') !== undefined) expect(await loopctl('remove', path)).toEqual(clean())
     },
-  }
-}
-
-/** A number that no device has. */
-function ownNumber(): number {
-  for (let number = 2000 + (process.pid % 500) * 16; ; number++) {
-    if (sysfs(number, 'size') === undefined) return number
   }
 }
 
@@ -412,7 +405,7 @@ describe('attach', () => {
     ['--number', '/dev/loop'],
   ] as const) {
     test(`${name} ${prefix}N makes the device where there is none`, async ({ image }) => {
-      const number = ownNumber()
+      const number = unusedNumber()
       const file = image('disk')
       try {
         await using device = await attached(file, name, `${prefix}${number}`)
@@ -774,7 +767,7 @@ describe('detach', () => {
     const file = image('disk')
     await using device = await attached(file)
     await using free = await made()
-    const missing = ownNumber()
+    const missing = unusedNumber()
     const words = [free.path, device.path, String(missing)]
     const { status, stdout, stderr } = await loopctl('detach', '--json', ...words)
     expect(status).toBe(1)
@@ -1011,7 +1004,7 @@ describe('status', () => {
   test('a free device and a missing one are errors', async () => {
     await using free = await made()
     expect(failed(await loopctl('status', free.path)).message).toContain(`${free.path}: the device has no backing file`)
-    const { status, stderr } = await loopctl('status', '--json', `loop${ownNumber()}`)
+    const { status, stderr } = await loopctl('status', '--json', `loop${unusedNumber()}`)
     expect(status).toBe(1)
     expect(errorsOf(stderr)).toMatchObject([{ code: 'ENOENT', reason: 'no-such-device' }])
   })
@@ -1214,7 +1207,7 @@ describe('add, remove and free', () => {
   })
 
   test('add N makes that device, in every form; a second time it is an error', async () => {
-    const number = ownNumber()
+    const number = unusedNumber()
     const path = `/dev/loop${number}`
     for (const form of [String(number), `loop${number}`, path]) {
       expect(await loopctl('add', form)).toEqual(clean(`${path}\n`))
@@ -1229,7 +1222,7 @@ describe('add, remove and free', () => {
   })
 
   test('--json of add and remove', async () => {
-    const number = ownNumber()
+    const number = unusedNumber()
     const device = { number, path: `/dev/loop${number}` }
     expect(json(await loopctl('add', '--json', String(number)))).toEqual(device)
     expect(json(await loopctl('remove', '--json', device.path))).toEqual([device])

@@ -1,6 +1,6 @@
 /** doctor(): each fact against another witness, what attach really does, and that nothing is left. */
 
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import {
   chmodSync,
   existsSync,
@@ -10,15 +10,18 @@ import {
   readlinkSync,
   rmdirSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { arch, release, tmpdir } from 'node:os'
+import { arch, release } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
-import { attach, doctor, type DoctorReport, list, type LoopDevice } from '../../lib/index.ts'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, vi } from 'vitest'
+import { attach, doctor, type DoctorReport, LoopControl } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
-import { countDescriptors, test } from './support.ts'
+import { canOwnNumbers, keptToNumbers, namesFrom } from './own-numbers.ts'
+import { countDescriptors, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -28,22 +31,40 @@ function check({ checks }: DoctorReport, name: string): DoctorReport['checks'][n
   return found
 }
 
-/** Everything that a doctor could leave: devices, nodes, files, attachments of files that have no name. */
-function traces(): object {
-  return {
-    devices: readdirSync('/sys/block').filter((name) => name.startsWith('loop')),
-    nodes: readdirSync('/dev').filter((name) => name.startsWith('loop')),
-    files: [tmpdir(), '/dev/shm', '/run', '/var/tmp'].flatMap((folder) =>
-      existsSync(folder) ? readdirSync(folder).filter((name) => name.includes('loopctl-doctor')) : [],
-    ),
-    attached: readdirSync('/sys/block').filter((name) => {
-      const file = `/sys/block/${name}/loop/backing_file`
-      return existsSync(file) && readFileSync(file, 'utf8').includes('loopctl-doctor')
-    }),
-    blockSizes: readdirSync('/sys/block')
-      .filter((name) => name.startsWith('loop') && !existsSync(`/sys/block/${name}/loop`))
-      .map((name) => [name, readFileSync(`/sys/block/${name}/queue/logical_block_size`, 'utf8')]),
+/** What a doctor is to work with that nobody else uses: numbers of devices, the first of which is free, and a folder. */
+interface Ward {
+  env: NodeJS.ProcessEnv
+  number: number
+  /** The devices that it has made. */
+  made: () => number[]
+  /** Everything that it could leave: devices, nodes, files, attachments of files that have no name, another block size. */
+  traces: () => object
+}
+
+async function makeWard(folder: string, { isFree }: { isFree: boolean } = { isFree: true }): Promise<Ward> {
+  await using control = await LoopControl.open()
+  const number = unusedNumber()
+  if (isFree) {
+    await control.add(number)
+    onTestFinished(() => removeDevice(number))
   }
+  const temporary = join(folder, 'temporary')
+  mkdirSync(temporary)
+  chmodSync(folder, 0o755)
+  chmodSync(temporary, 0o1777)
+  const ledger = join(folder, 'made')
+  const { env, made } = keptToNumbers(number, ledger)
+  const traces = () => {
+    const { devices, nodes } = namesFrom(number)
+    const facts = devices.map((name) => {
+      const [blockSize, file] = ['queue/logical_block_size', 'loop/backing_file'].map((attribute) =>
+        sysfs(Number(name.slice('loop'.length)), attribute),
+      )
+      return { name, blockSize, file }
+    })
+    return { facts, nodes, files: readdirSync(temporary) }
+  }
+  return { env: { ...env, TMPDIR: temporary }, number, made, traces }
 }
 
 function parameter(name: string): number | null {
@@ -56,13 +77,14 @@ function statusOf(key: string): string | undefined {
   return new RegExp(`^${key}:\\s*(\\S+)$`, 'm').exec(readFileSync('/proc/self/status', 'utf8'))?.[1]
 }
 
-// Others make and remove devices in the meantime.
-describe('as root', { retry: 3 }, () => {
-  test('attaching works, nothing is left, and the report is plain data', async () => {
+describe('as root', () => {
+  test('attaching works, nothing is left, and the report is plain data', async ({ folder }) => {
+    vi.stubEnv('TMPDIR', folder)
+    onTestFinished(() => void vi.unstubAllEnvs())
     await doctor()
-    const [before, descriptors] = [traces(), countDescriptors()]
+    const descriptors = countDescriptors()
     const report = await doctor()
-    expect(traces()).toEqual(before)
+    expect(readdirSync(folder)).toEqual([])
     expect(countDescriptors()).toBe(descriptors)
     expect(report.canAttach).toBe(true)
     expect(report.checks.filter(({ status }) => status === 'failure')).toEqual([])
@@ -76,16 +98,12 @@ describe('as root', { retry: 3 }, () => {
   test('the environment is what other witnesses say', async () => {
     const { kernel, environment } = await doctor()
     expect(kernel).toBe(release())
-    const devices = readdirSync('/sys/block').filter((name) => /^loop\d+$/.test(name))
-    const used = execFileSync('losetup', ['--list', '--noheadings', '--output', 'NAME'], { encoding: 'utf8' })
     expect(environment).toMatchObject({
       uid: Number(execFileSync('id', ['-u'], { encoding: 'utf8' })),
       capabilities: `0x${BigInt(`0x${statusOf('CapEff')}`).toString(16)}`,
       seccomp: statusOf('Seccomp') === '2',
       devFileSystem: execFileSync('findmnt', ['-n', '-o', 'FSTYPE', '/dev'], { encoding: 'utf8' }).trim(),
       udev: existsSync('/run/udev/control'),
-      devices: devices.length,
-      free: devices.length - used.split('\n').filter((line) => line !== '').length,
       maxLoop: parameter('max_loop'),
       maxPart: parameter('max_part'),
       pageSize: Number(execFileSync('getconf', ['PAGESIZE'], { encoding: 'utf8' })),
@@ -122,36 +140,53 @@ describe('as root', { retry: 3 }, () => {
     }
   })
 
-  test('a device that had to be made is removed again', async ({ image }) => {
-    await using held = await holdAllFree(image)
-    const before = traces()
-    const report = await doctor()
-    expect(report.canAttach).toBe(true)
-    expect(traces()).toEqual(before)
-    expect(held.count).toBeGreaterThan(0)
+  test.skipIf(!canOwnNumbers)('devices are counted, and those of them that are free', async ({ folder, image }) => {
+    const { env, number } = await makeWard(folder)
+    await using other = await attach(image('other'), { number: number + 1 })
+    onTestFinished(() => removeDevice(other.number))
+    // A /sys/block that has these two devices only
+    mkdirSync(join(folder, 'dev'))
+    for (const name of [`loop${number}`, `loop${other.number}`]) {
+      symlinkSync(`/sys/devices/virtual/block/${name}`, join(folder, 'dev', name))
+    }
+    const enter = privately('mount --bind "$dev" /sys/block')(join(folder, 'dev'))
+    const { status, stdout, stderr } = run(enter, ROOT, ['doctor', '--json'], env)
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    const { canAttach, environment } = JSON.parse(stdout) as DoctorReport
+    expect({ canAttach, environment }).toMatchObject({ canAttach: true, environment: { devices: 2, free: 1 } })
+    await other.detach()
   })
 
-  test('two at once do not disturb each other', async () => {
+  test.skipIf(!canOwnNumbers)('a device that had to be made is removed again', async ({ folder }) => {
+    const { env, made, number, traces } = await makeWard(folder, { isFree: false })
     const before = traces()
-    const reports = await Promise.all([doctor(), doctor(), doctor()])
+    const { status, stdout, stderr } = run(['env'], ROOT, ['doctor', '--json'], env)
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    expect((JSON.parse(stdout) as DoctorReport).canAttach).toBe(true)
+    expect(new Set(made())).toEqual(new Set([number]))
+    expect(traces()).toEqual(before)
+  })
+
+  test.skipIf(!canOwnNumbers)('several at once do not disturb each other', async ({ folder }) => {
+    const { env, traces } = await makeWard(folder)
+    await using control = await LoopControl.open()
+    for (let i = 0; i < 3; i++) {
+      const number = await control.add(unusedNumber())
+      onTestFinished(() => removeDevice(number))
+    }
+    const before = traces()
+    const words = [join(ROOT, 'dist/cli/main.js'), 'doctor', '--json']
+    const doctors = Array.from({ length: 3 }, () => promisify(execFile)(process.execPath, words, { env }))
+    const reports = (await Promise.all(doctors)).map(({ stdout }) => JSON.parse(stdout) as DoctorReport)
     expect(reports.map(({ canAttach }) => canAttach)).toEqual([true, true, true])
     expect(traces()).toEqual(before)
   })
-})
 
-/** Attaches something to every free device. */
-async function holdAllFree(image: (name: string) => string): Promise<AsyncDisposable & { count: number }> {
-  const held: LoopDevice[] = []
-  const letGo = async () => void (await Promise.all(held.map((device) => device.detach())))
-  try {
-    const free = (await list({ all: true })).filter(({ attached }) => !attached)
-    for (const { number } of free) held.push(await attach(image(`held ${number}`), { number }))
-  } catch (error) {
-    await letGo()
-    throw error
-  }
-  return { count: held.length, [Symbol.asyncDispose]: letGo }
-}
+  test('several at once in one process do not disturb each other', async () => {
+    const reports = await Promise.all([doctor(), doctor(), doctor()])
+    expect(reports.map(({ canAttach }) => canAttach)).toEqual([true, true, true])
+  })
+})
 
 interface Environment {
   name: string
@@ -159,11 +194,14 @@ interface Environment {
   canAttach: boolean
   /** Files cannot be written. */
   readOnly?: true
+  /** No device is there before: without /sys the doctor knows none of a number above 4095, and would take it for its own. */
+  noneFree?: true
   /** The checks that are not ok, and what they speak of. */
   says: Record<string, ['ok' | 'warning' | 'failure', RegExp]>
 }
 
 const ENVIRONMENTS: Environment[] = [
+  { name: 'nothing is missing', enter: () => ['env'], canAttach: true, says: {} },
   {
     name: 'nobody',
     enter: () => AS_NOBODY,
@@ -223,6 +261,7 @@ const ENVIRONMENTS: Environment[] = [
   },
   {
     name: '/sys not mounted',
+    noneFree: true,
     enter: privately('umount -l /sys'),
     canAttach: true,
     says: { sysfs: ['warning', /not mounted.*mount -t sysfs/] },
@@ -260,16 +299,16 @@ afterAll(() => {
   if (copy !== '') rmSync(copy, { recursive: true })
 })
 
-function run(enter: string[], root: string, ...words: string[]) {
+function run(enter: string[], root: string, words: string[], given: NodeJS.ProcessEnv = process.env) {
   const [program = '', ...rest] = enter
   const line = [...rest, process.execPath, join(root, 'dist/cli/main.js'), ...words]
-  return spawnSync(program, line, { encoding: 'utf8', cwd: '/' })
+  return spawnSync(program, line, { encoding: 'utf8', cwd: '/', env: given })
 }
 
-describe.for(ENVIRONMENTS)('$name', { retry: 2 }, ({ enter, canAttach, readOnly, says }) => {
+describe.skipIf(!canOwnNumbers).for(ENVIRONMENTS)('$name', ({ enter, canAttach, readOnly, noneFree, says }) => {
   test('canAttach is what attach does, and the checks name the cause', async ({ folder, image, skip }) => {
     skip(isForbidden(enter), 'this system lets nobody make a user namespace')
-    chmodSync(folder, 0o755)
+    const { env, traces } = await makeWard(folder, { isFree: noneFree !== true })
     mkdirSync(join(folder, 'dev'))
     const file = image('disk.img')
     chmodSync(file, 0o666)
@@ -277,12 +316,12 @@ describe.for(ENVIRONMENTS)('$name', { retry: 2 }, ({ enter, canAttach, readOnly,
     const options = readOnly === true ? ['--read-only'] : []
 
     const before = traces()
-    const { status, stdout, stderr } = run(behind, copy, 'doctor', '--json')
+    const { status, stdout, stderr } = run(behind, copy, ['doctor', '--json'], env)
     expect(traces()).toEqual(before)
     expect({ status, stderr }).toEqual({ status: canAttach ? 0 : 1, stderr: '' })
     const report = JSON.parse(stdout) as DoctorReport
     expect(report.canAttach).toBe(canAttach)
-    expect(run(behind, copy, 'run', ...options, file, '--', 'true').status === 0).toBe(canAttach)
+    expect(run(behind, copy, ['run', ...options, file, '--', 'true'], env).status === 0).toBe(canAttach)
     for (const [what, [expected, words]] of Object.entries(says)) {
       const { status: got, message, remedy } = check(report, what)
       expect.soft(got, what).toBe(expected)
@@ -295,28 +334,28 @@ describe.for(ENVIRONMENTS)('$name', { retry: 2 }, ({ enter, canAttach, readOnly,
   })
 })
 
-test('a new device without a node is removed again', { retry: 3 }, async ({ folder, image }) => {
+test.skipIf(!canOwnNumbers)('a new device without a node is removed again', async ({ folder }) => {
+  const { env, made, number, traces } = await makeWard(folder, { isFree: false })
   mkdirSync(join(folder, 'dev'))
-  await using held = await holdAllFree(image)
   const before = traces()
   const behind = privately(`${OWN_DEV}; mount --move "$dev" /dev`)(join(folder, 'dev'))
-  const { status, stdout } = run(behind, copy, 'doctor', '--json')
+  const { status, stdout } = run(behind, copy, ['doctor', '--json'], env)
   expect(check(JSON.parse(stdout) as DoctorReport, 'attach')).toMatchObject({ status: 'ok' })
   expect(status).toBe(0)
+  expect(new Set(made())).toEqual(new Set([number]))
   expect(traces()).toEqual(before)
-  expect(held.count).toBeGreaterThan(0)
 })
 
 test('what cannot be seen without /proc is left out, not taken for missing', ({ folder }) => {
   const enter = privately('umount -l /proc')(join(folder, 'dev'))
-  const { status, stdout, stderr } = run(enter, ROOT, 'doctor', '--json')
+  const { status, stdout, stderr } = run(enter, ROOT, ['doctor', '--json'])
   expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
   const { canAttach, checks, environment } = JSON.parse(stdout) as DoctorReport
   expect({ canAttach, devFileSystem: environment['devFileSystem'] }).toEqual({ canAttach: true, devFileSystem: null })
   expect(checks.find(({ name }) => name === '/dev')?.status).toBe('ok')
 
   const without = privately('umount -l /sys; umount -l /proc')(join(folder, 'dev'))
-  const { features } = JSON.parse(run(without, ROOT, 'doctor', '--json').stdout) as DoctorReport
+  const { features } = JSON.parse(run(without, ROOT, ['doctor', '--json']).stdout) as DoctorReport
   expect(Object.keys(features)).not.toEqual(expect.arrayContaining(['mbr']))
 })
 
@@ -327,7 +366,7 @@ test('a device cgroup that denies the devices is named', async ({ skip }) => {
   onTestFinished(() => rmdirSync(group))
   writeFileSync(join(group, 'devices.deny'), 'b 7:* rwm')
   const enter = ['sh', '-euc', 'echo $$ > "$1"/cgroup.procs; shift; exec "$@"', 'sh', group]
-  const { status, stdout } = run(enter, ROOT, 'doctor', '--json')
+  const { status, stdout } = run(enter, ROOT, ['doctor', '--json'])
   expect(status).toBe(1)
   const report = JSON.parse(stdout) as DoctorReport
   for (const name of ['device access', 'attach']) {
@@ -342,11 +381,11 @@ test('a device cgroup that denies the devices is named', async ({ skip }) => {
 
 describe('the command', () => {
   test('a line for each check, with what to do under it, and exit 0', async () => {
-    const { status, stdout, stderr } = run(['env'], ROOT, 'doctor')
+    const { status, stdout, stderr } = run(['env'], ROOT, ['doctor'])
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
     const lines = stdout.trimEnd().split('\n')
     expect(lines.at(-1)).toBe('attaching works')
-    const { checks } = JSON.parse(run(['env'], ROOT, 'doctor', '--json').stdout) as DoctorReport
+    const { checks } = JSON.parse(run(['env'], ROOT, ['doctor', '--json']).stdout) as DoctorReport
     for (const { name, status: state } of checks) {
       const mark = { ok: '✓', warning: '!', failure: '✗' }[state]
       expect(
@@ -365,14 +404,14 @@ describe('the command', () => {
     chmodSync(folder, 0o755)
     const file = image('disk.img')
     chmodSync(file, 0o666)
-    const { status, stdout, stderr } = run(AS_NOBODY, copy, 'doctor')
+    const { status, stdout, stderr } = run(AS_NOBODY, copy, ['doctor'])
     expect({ status, stderr }).toEqual({ status: 1, stderr: '' })
     expect(stdout).toMatch(/\nattaching does not work\n$/)
-    const hint = /^hint: (.+)$/m.exec(run(AS_NOBODY, copy, 'attach', file).stderr)?.[1]
+    const hint = /^hint: (.+)$/m.exec(run(AS_NOBODY, copy, ['attach', file]).stderr)?.[1]
     expect(stdout).toMatch(new RegExp(`^✗ attach .+\\n +-> ${hint}$`, 'm'))
   })
 
   test('takes no arguments', () => {
-    expect(run(['env'], ROOT, 'doctor', 'please')).toMatchObject({ status: 2, stdout: '' })
+    expect(run(['env'], ROOT, ['doctor', 'please'])).toMatchObject({ status: 2, stdout: '' })
   })
 })

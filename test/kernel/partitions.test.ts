@@ -41,16 +41,22 @@ import {
   places,
   readBytes,
   Remote,
-  removeDevice,
   sfdisk,
   sfdiskAt,
   sgdisk,
   told,
-  unusedNumber,
   TWO,
   TWO_4096,
 } from './partitioned.ts'
-import { countDescriptors, expectGone, failure, sysfs, test as withDevices } from './support.ts'
+import {
+  countDescriptors,
+  expectGone,
+  failure,
+  removeDevice,
+  sysfs,
+  test as withDevices,
+  unusedNumber,
+} from './support.ts'
 import { limit } from '../scale.ts'
 
 const test = canPartition ? withDevices : withDevices.skip
@@ -402,7 +408,7 @@ describe('a table that is refused leaves nothing', () => {
   test('and so does a partition that the kernel refuses', async ({ image }) => {
     const file = twoImage(image)
     await using control = await LoopControl.open()
-    const number = await control.add()
+    const number = await control.add(unusedNumber())
     onTestFinished(() => removeDevice(number))
     // Somebody else's partition in the place of the second one, made at the last moment
     const add = `

@@ -4,8 +4,8 @@ import { afterEach, describe, expect, vi } from 'vitest'
 import { attach, type AttachOptions, LoopControl, type LoopDevice, LoopError } from '../../lib/index.ts'
 import { loopCtlAddSync } from '../../lib/ioctl.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { canPartition, knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
-import { countDescriptors, failure, sysfs, test } from './support.ts'
+import { canPartition, knownPartitions, OWN_LENGTH, partitionsOfLength, sfdisk } from './partitioned.ts'
+import { countDescriptors, failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 import { limit } from '../scale.ts'
 
 afterEach(() => {
@@ -22,8 +22,12 @@ async function countCalls(operation: () => Promise<unknown>, inSequences: boolea
   return calls
 }
 
-function nodes(): string[] {
-  return readdirSync('/dev').filter((name) => name.startsWith('loop'))
+const TABLE = `label: gpt\nstart=2048, size=2048\nstart=4096, size=${OWN_LENGTH}\n`
+
+/** Nodes of that device and of its partitions, and partitions of the test wherever they are. */
+function remains(number: number): string[] {
+  const nodes = readdirSync('/dev').filter((name) => name === `loop${number}` || name.startsWith(`loop${number}p`))
+  return [...nodes, ...partitionsOfLength(OWN_LENGTH)]
 }
 
 describe('an attach that is given up at its k-th call, for every k, leaves nothing', () => {
@@ -44,13 +48,12 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
       const isOne = how === 'out of time' && given.number === undefined && !given.overlap && !given.directIO
       test(`${name}, ${how}`, { timeout: limit(60_000) }, async ({ image }) => {
         const file = image('disk', 8 << 20)
-        if (given.partscan === 'user') sfdisk(file, TWO)
+        if (given.partscan === 'user') sfdisk(file, TABLE)
         const number = unusedNumber()
         const options = given.number === undefined ? given : { ...given, number }
         const removeMade = async () => {
           if (options.number === undefined) return
-          await using control = await LoopControl.open()
-          await control.remove(number)
+          await removeDevice(number)
         }
         const undisturbed: LoopDevice[] = []
         const calls = await countCalls(async () => undisturbed.push(await attach(file, options)), inSequences)
@@ -58,7 +61,8 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
         await removeMade()
         expect(calls).toBeGreaterThan(10)
 
-        const before = { descriptors: countDescriptors(), nodes: nodes() }
+        expect(remains(number)).toEqual([])
+        const descriptors = countDescriptors()
         const reason = new Error('enough')
         let rejected = 0
         for (let k = 1; k <= calls; k++) {
@@ -93,8 +97,8 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
             else expect(error, `call ${k}`).toSatisfy((e) => LoopError.is(e, 'timeout'))
           }
           expect(losetupOf(file), `call ${k}`).toBe('')
-          expect(countDescriptors(), `descriptors after call ${k}`).toBe(before.descriptors)
-          expect(nodes(), `nodes after call ${k}`).toEqual(before.nodes)
+          expect(countDescriptors(), `descriptors after call ${k}`).toBe(descriptors)
+          expect(remains(number), `nodes and partitions after call ${k}`).toEqual([])
         }
         // before the switch to success there were many chances to give up; most of the work on partitions is after that
         if (!isOne) expect(rejected).toBeGreaterThan(options.partscan === 'user' ? 10 : calls / 4)

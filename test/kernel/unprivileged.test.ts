@@ -11,7 +11,7 @@ import { text } from 'node:stream/consumers'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
 import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
-import { attachedNumbers, contents, loopFileName, sysfs, test } from './support.ts'
+import { attachedNumbers, contents, loopFileName, sysfs, test, unusedNumber } from './support.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
@@ -339,13 +339,12 @@ class Stage implements AsyncDisposable {
       if (autoclear) this.#kept.push(device)
       else await device.close()
     }
-    // The lowest free device is what is given to whoever asks for any: not one of those that are meant for one operation.
-    for (let spare = 0; spare < 4; spare++) this.#free.push(await control.add())
     for (const [name, given] of Object.entries(this.given)) {
       if (MAKES.has(name)) {
-        for (given.unused = 3_000; sysfs(given.unused, 'dev') !== undefined;) given.unused++
+        // Above those that are made for the other operations
+        given.unused = unusedNumber() + 100
       } else if (TAKES_FREE.has(name)) {
-        given.unused = await addFrom(control, 2_000)
+        given.unused = await control.add(unusedNumber())
         // So that nobody removes it meanwhile; what works has to have it for itself.
         if (fails(name) || MUST_STAY.has(name)) this.#descriptors.push(openSync(`/dev/loop${given.unused}`, 'r'))
       }
@@ -385,16 +384,6 @@ class Stage implements AsyncDisposable {
     )
     await using control = await LoopControl.open()
     await Promise.all(this.#free.map((number) => removeUnlessTaken(control, number)))
-  }
-}
-
-/** Makes a device of that number, or of the next one that nobody has. */
-async function addFrom(control: LoopControl, number: number): Promise<number> {
-  try {
-    return await control.add(number)
-  } catch (error) {
-    if (!LoopError.is(error, 'device-exists')) throw error
-    return addFrom(control, number + 1)
   }
 }
 
