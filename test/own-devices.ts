@@ -7,6 +7,7 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import { LoopControl, LoopError } from '../lib/index.ts'
 import { limit } from './scale.ts'
+import { WORKERS } from './workers.ts'
 
 /**
  * More than all tests attach at once. LOOP_CTL_GET_FREE answers with the lowest free number, and makes a device only where
@@ -16,8 +17,6 @@ const SPARES = 64
 
 /** Each run has a block of so many numbers, for devices that a test asks for by their number. */
 const BLOCK = 1_000
-/** The files of tests that run at once, each of which has an equal share of the block. */
-export const WORKERS = 4
 /** Above the spares of every run, so that LOOP_CTL_GET_FREE never offers the device of a test; below what max_part allows. */
 const FIRST = 1_000
 const LAST = 32_000
@@ -43,7 +42,7 @@ export async function makeOwnDevices(): Promise<OwnDevices> {
   }
 }
 
-/** The first of the numbers of one worker, 1 to {@link WORKERS}, in the block. */
+/** The first of the numbers in the block for one of the files that run at once, which vitest counts from 1. */
 export function shareOf(worker: number, first: number): number {
   return first + 1 + ((worker - 1) % WORKERS) * Math.floor(BLOCK / WORKERS)
 }
@@ -60,7 +59,9 @@ async function claimBlock(control: LoopControl): Promise<number> {
       if (!LoopError.is(error, 'device-exists')) throw error
     }
   }
-  throw new Error(`all ${blocks} blocks of numbers are taken by other runs of the tests, or left by runs that were killed`)
+  throw new Error(
+    `all ${blocks} blocks of numbers are taken by other runs of the tests, or left by runs that were killed`,
+  )
 }
 
 /** The highest first: the lower ones are what LOOP_CTL_GET_FREE offers to others meanwhile. */
@@ -83,7 +84,7 @@ async function removeAll(numbers: readonly number[]): Promise<void> {
 export async function removeFree(
   control: LoopControl,
   number: number,
-  end: number = performance.now() + limit(10_000),
+  end: number = performance.now() + limit(8_000),
 ): Promise<boolean> {
   for (;;) {
     try {

@@ -22,8 +22,8 @@ function folders(): string[] {
 
 /** Those of somebody else's run go when it ends; ours would stay. */
 async function expectNoFolderLeft(before: readonly string[]): Promise<void> {
-  const left = folders().filter((name) => !before.includes(name))
-  const still = () => folders().filter((name) => left.includes(name))
+  const left = new Set(folders().filter((name) => !before.includes(name)))
+  const still = () => folders().filter((name) => left.has(name))
   await vi.waitFor(() => expect(still()).toEqual([]), { timeout: limit(60_000), interval: 50 })
 }
 

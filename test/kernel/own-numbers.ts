@@ -12,7 +12,8 @@ const SOURCE = fileURLToPath(new URL('fixtures/own_numbers.c', import.meta.url))
 const COUNT = 60
 
 /** Whether programs can be kept to numbers at all. */
-export const canOwnNumbers: boolean = inject('noKernel') !== '' || findMissing('devices that are made', 'cc').length === 0
+export const canOwnNumbers: boolean =
+  inject('noKernel') !== '' || findMissing('devices that are made', 'cc').length === 0
 
 let built: string | undefined
 afterAll(() => {

@@ -6,12 +6,7 @@ import { closeSync, existsSync, openSync, readdirSync, readSync, statSync, write
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { expect, inject, onTestFinished } from 'vitest'
-import {
-  attach,
-  type AttachOptions,
-  type LoopErrorReason,
-  type Partition,
-} from '../../lib/index.ts'
+import { attach, type AttachOptions, type LoopErrorReason, type Partition } from '../../lib/index.ts'
 import { env, findMissing } from '../programs.ts'
 import { sysfs } from './support.ts'
 

@@ -269,16 +269,15 @@ describe('where the usual way comes to a surprise', () => {
     await device.detach()
   })
 
-  test.skipIf(!canOwnNumbers)('a device that was made for an attach that is given up is removed again', async ({
-    folder,
-    image,
-  }) => {
-    await using control = await LoopControl.open()
-    const first = await control.add(unusedNumber())
-    onTestFinished(() => removeDevice(first))
-    const own = keptToNumbers(first, join(folder, 'made'))
-    // The first device is used to find out what the kernel can do, and is held then: none is free.
-    const script = `
+  test.skipIf(!canOwnNumbers)(
+    'a device that was made for an attach that is given up is removed again',
+    async ({ folder, image }) => {
+      await using control = await LoopControl.open()
+      const first = await control.add(unusedNumber())
+      onTestFinished(() => removeDevice(first))
+      const own = keptToNumbers(first, join(folder, 'made'))
+      // The first device is used to find out what the kernel can do, and is held then: none is free.
+      const script = `
       import { attach } from './dist/index.js'
       const [file, other] = process.argv.slice(1)
       for (let i = 0; i < 2; i++) await (await attach(file)).detach()
@@ -288,12 +287,13 @@ describe('where the usual way comes to a surprise', () => {
       controller.abort('enough')
       console.log(held.number, await attaching.catch((reason) => reason))
       await held.detach()`
-    const words = ['--input-type=module', '-e', script, image('disk'), image('other')]
-    const output = execFileSync(process.execPath, words, { encoding: 'utf8', env: own.env })
-    expect(output).toBe(`${first} enough\n`)
-    expect(own.made()).toEqual([first + 1])
-    expect(namesFrom(first)).toEqual({ devices: [`loop${first}`], nodes: [`loop${first}`] })
-  })
+      const words = ['--input-type=module', '-e', script, image('disk'), image('other')]
+      const output = execFileSync(process.execPath, words, { encoding: 'utf8', env: own.env })
+      expect(output).toBe(`${first} enough\n`)
+      expect(own.made()).toEqual([first + 1])
+      expect(namesFrom(first)).toEqual({ devices: [`loop${first}`], nodes: [`loop${first}`] })
+    },
+  )
 })
 
 test('detachSync() at any moment of a detach in one hop neither misses nor hits another device', async ({ image }) => {
