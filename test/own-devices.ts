@@ -1,11 +1,14 @@
 /**
  * The loop devices that one run of the tests makes for itself, so that it needs none of other programs', nor of another
- * run of the tests. LOOP_CTL_ADD makes a device for exactly one caller and answers EEXIST to every other: what it made
- * here belongs to this run, and is all that this run removes.
+ * run of the tests. A process of its own makes them and removes them: fixtures/devices.mjs.
  */
 
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { text } from 'node:stream/consumers'
 import { setTimeout as pause } from 'node:timers/promises'
-import { LoopControl, LoopError } from '../lib/index.ts'
+import { fileURLToPath } from 'node:url'
+import { type LoopControl, LoopError } from '../lib/index.ts'
 import { limit } from './scale.ts'
 import { WORKERS } from './workers.ts'
 
@@ -24,21 +27,27 @@ const LAST = 32_000
 export interface OwnDevices {
   /** The first number of the block, with a device that marks the block as taken. The rest of the block is unused. */
   first: number
-  /** Removes what was made. A device that somebody keeps attached is left, and named. */
+  /** Removes what was made. */
   remove: () => Promise<void>
 }
 
 export async function makeOwnDevices(): Promise<OwnDevices> {
-  const made: number[] = []
-  try {
-    await using control = await LoopControl.open()
-    const first = await claimBlock(control)
-    made.push(first)
-    for (let i = 0; i < SPARES; i++) made.push(await control.add())
-    return { first, remove: () => removeAll(made) }
-  } catch (error) {
-    await removeAll(made)
-    throw error
+  const script = fileURLToPath(new URL('fixtures/devices.mjs', import.meta.url))
+  const words = [FIRST, LAST, BLOCK, SPARES, limit(10_000)].map(String)
+  // Detached: a Ctrl-C on the terminal ends this process, which it sees, and not the other.
+  const child = spawn(process.execPath, [script, ...words], { stdio: ['pipe', 'pipe', 'inherit'], detached: true })
+  const said = text(child.stdout)
+  const ended = once(child, 'exit')
+  const [first] = await Promise.race([once(child.stdout, 'data'), ended.then(() => [Buffer.of()])])
+  const number = Number(String(first) || 'NaN')
+  if (Number.isNaN(number)) throw new Error(`the devices for the tests could not be made: ${await said}`)
+  return {
+    first: number,
+    remove: async () => {
+      child.stdin.end()
+      const [status] = (await ended) as [number | null]
+      if (status !== 0) throw new Error(`the devices of the tests could not be removed: exit ${status}`)
+    },
   }
 }
 
@@ -47,45 +56,13 @@ export function shareOf(worker: number, first: number): number {
   return first + 1 + ((worker - 1) % WORKERS) * Math.floor(BLOCK / WORKERS)
 }
 
-/** Makes the first device of a block whose first device nobody else has made. */
-async function claimBlock(control: LoopControl): Promise<number> {
-  const blocks = Math.floor((LAST - FIRST) / BLOCK)
-  const start = Math.floor(Math.random() * blocks)
-  for (let i = 0; i < blocks; i++) {
-    const number = FIRST + ((start + i) % blocks) * BLOCK
-    try {
-      return await control.add(number)
-    } catch (error) {
-      if (!LoopError.is(error, 'device-exists')) throw error
-    }
-  }
-  throw new Error(
-    `all ${blocks} blocks of numbers are taken by other runs of the tests, or left by runs that were killed`,
-  )
-}
-
-/** The highest first: the lower ones are what LOOP_CTL_GET_FREE offers to others meanwhile. */
-async function removeAll(numbers: readonly number[]): Promise<void> {
-  await using control = await LoopControl.open()
-  const end = performance.now() + limit(10_000)
-  for (const number of numbers.toReversed()) {
-    if (!(await removeFree(control, number, end))) {
-      console.warn(`\n*** /dev/loop${number}, made for the tests, is left: another program has attached it ***\n`)
-    }
-  }
-}
-
 /**
- * Removes a device that is to be free. LOOP_CTL_GET_FREE may have offered it to somebody else, who is waited for until
- * `end`, a moment of `performance.now()`.
+ * Removes a device that is to be free. LOOP_CTL_GET_FREE may have offered it to somebody else, who is waited for.
  *
  * @returns whether the device is gone
  */
-export async function removeFree(
-  control: LoopControl,
-  number: number,
-  end: number = performance.now() + limit(8_000),
-): Promise<boolean> {
+export async function removeFree(control: LoopControl, number: number): Promise<boolean> {
+  const end = performance.now() + limit(8_000)
   for (;;) {
     try {
       await control.remove(number)
