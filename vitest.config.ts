@@ -1,6 +1,5 @@
-import { availableParallelism } from 'node:os'
 import { defineConfig } from 'vitest/config'
-import { WORKERS } from './test/workers.ts'
+import { AT_ONCE } from './test/workers.ts'
 import { limit } from './test/scale.ts'
 
 export default defineConfig({
@@ -11,8 +10,8 @@ export default defineConfig({
       .filter((name) => process.env[`LOOPCTL_${name.toUpperCase()}`] !== '1')
       .map((name) => `test/${name}/**`),
     globalSetup: ['test/gate.ts'],
-    // Each file has numbers of devices for itself, of which there are as many as WORKERS. Those of test/vm want the driver.
-    maxWorkers: process.env['LOOPCTL_VM'] === '1' ? 1 : Math.min(WORKERS, availableParallelism()),
+    // Files run at once: each has numbers of devices for itself.
+    maxWorkers: AT_ONCE,
     testTimeout: limit(20_000),
     hookTimeout: limit(10_000),
     expect: { poll: { timeout: limit(1_000) } },

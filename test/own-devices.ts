@@ -10,13 +10,13 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { type LoopControl, LoopError } from '../lib/index.ts'
 import { limit } from './scale.ts'
-import { WORKERS } from './workers.ts'
+import { AT_ONCE, WORKERS } from './workers.ts'
 
 /**
- * More than all tests attach at once. LOOP_CTL_GET_FREE answers with the lowest free number, and makes a device only where
+ * More than the tests attach at once: one file takes up to 50, most take few. LOOP_CTL_GET_FREE answers with the lowest free number, and makes a device only where
  * none is free: with these spares it makes none, whose maker nobody could know.
  */
-const SPARES = 64
+const SPARES = 48 * AT_ONCE
 
 /** Each run has a block of so many numbers, for devices that a test asks for by their number. */
 const BLOCK = 1_000

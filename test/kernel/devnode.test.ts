@@ -16,6 +16,7 @@ import {
 import { join } from 'node:path'
 import { expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
+import { MOUNT_NAMESPACE } from './environments.ts'
 import {
   canPartition,
   expectNoPartitions,
@@ -47,7 +48,7 @@ cp -a /dev/null /dev/zero /dev/urandom /dev/loop-control "$dev"/
 mount --move "$dev" /dev
 ${then}
 exec "$@"`
-  const enter = ['unshare', '--mount', '--propagation', 'private', 'sh', '-euc', script, 'sh', dev, ...behind]
+  const enter = [...MOUNT_NAMESPACE, 'sh', '-euc', script, 'sh', dev, ...behind]
   return begun(new Remote(enter))
 }
 

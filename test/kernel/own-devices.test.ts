@@ -1,8 +1,9 @@
 /** A run of the tests leaves no device that it has made, and removes no other. */
 
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync } from 'node:fs'
+import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
@@ -11,20 +12,22 @@ import { removeDevice, sysfs, test, unusedNumber } from './support.ts'
 const SCRIPT = fileURLToPath(new URL('../fixtures/devices.mjs', import.meta.url))
 const BLOCK = 4
 
+type Child = ChildProcessByStdio<Writable, Readable, Readable>
+
 /** Makes `spares` devices, and one in the lowest block from `first` on that is not taken, of which there are two. */
-async function start(first: number, spares: number): Promise<{ child: ChildProcess; said: string }> {
+async function start(first: number, spares: number): Promise<{ child: Child; said: string }> {
   const words = [first, first + 2 * BLOCK, BLOCK, spares, 200].map(String)
   const child = spawn(process.execPath, [SCRIPT, ...words], { stdio: ['pipe', 'pipe', 'pipe'] })
   onTestFinished(() => void child.kill('SIGKILL'))
-  const [said] = await Promise.race([once(child.stdout!, 'data'), once(child.stderr!, 'data')])
+  const [said] = await Promise.race([once(child.stdout, 'data'), once(child.stderr, 'data')])
   return { child, said: String(said).trimEnd() }
 }
 
-async function end(child: ChildProcess): Promise<void> {
+async function end(child: Child): Promise<void> {
   const ended = once(child, 'close')
-  child.stdin?.end()
-  child.stdout?.resume()
-  child.stderr?.resume()
+  child.stdin.end()
+  child.stdout.resume()
+  child.stderr.resume()
   await ended
 }
 
@@ -50,13 +53,14 @@ describe('the devices of a run', () => {
 
   test('two runs at once have different blocks, and a third finds none', async () => {
     const first = unusedNumber()
-    const runs = await Promise.all([start(first, 0), start(first, 0)])
-    expect(runs.map(({ said }) => Number(said)).toSorted((a, b) => a - b)).toEqual([first, first + BLOCK])
+    const [one, two] = await Promise.all([start(first, 0), start(first, 0)])
+    const blocks = [one, two].map(({ said }) => Number(said))
+    expect(blocks.toSorted((a, b) => a - b)).toEqual([first, first + BLOCK])
     const third = await start(first, 0)
     expect(third.said).toContain('all 2 blocks of numbers are taken')
-    await end(runs[0]!.child)
-    expect(devicesFrom(first)).toEqual([Number(runs[1]!.said)])
-    await end(runs[1]!.child)
+    await end(one.child)
+    expect(devicesFrom(first)).toEqual([Number(two.said)])
+    await end(two.child)
     expect(devicesFrom(first)).toEqual([])
   })
 
@@ -66,9 +70,9 @@ describe('the devices of a run', () => {
     const number = Number(said)
     await using device = await attach(image('disk'), { number })
     onTestFinished(() => removeDevice(number))
-    const warning = once(child.stderr!, 'data')
+    const warning = once(child.stderr, 'data')
     const ended = once(child, 'close')
-    child.stdin?.end()
+    child.stdin.end()
     expect(String((await warning)[0])).toBe(`/dev/loop${number}, made for the tests, is left: it is in use\n`)
     expect(await ended).toEqual([0, null])
     expect(sysfs(number, 'loop/backing_file')).toMatch(/disk$/)

@@ -9,9 +9,17 @@ import { chmodSync, closeSync, mkdirSync, openSync, readdirSync, rmSync } from '
 import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
-import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
-import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
-import { attachedNumbers, contents, loopFileName, sysfs, test, unusedNumber } from './support.ts'
+import { attach, LoopControl, type LoopDevice, type LoopRef, open } from '../../lib/index.ts'
+import {
+  AS_NOBODY,
+  copyForNobody,
+  isForbidden,
+  MOUNT_NAMESPACE,
+  OWN_DEV,
+  privately,
+  USER_NAMESPACE,
+} from './environments.ts'
+import { attachedNumbers, contents, loopFileName, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
@@ -194,7 +202,7 @@ const ENVIRONMENTS: Environment[] = [
   },
   {
     name: 'root in a user and a mount namespace of nobody',
-    enter: () => [...AS_NOBODY, ...USER_NAMESPACE, '--mount'],
+    enter: () => [...MOUNT_NAMESPACE, ...AS_NOBODY, ...USER_NAMESPACE, '--mount'],
     uid: 0,
     admin: true,
     fails: all('permission EACCES', ...WITHOUT_NODES),
@@ -382,17 +390,7 @@ class Stage implements AsyncDisposable {
         await device.detach({ lazy: true })
       }),
     )
-    await using control = await LoopControl.open()
-    await Promise.all(this.#free.map((number) => removeUnlessTaken(control, number)))
-  }
-}
-
-/** What was free may be another's by now. */
-async function removeUnlessTaken(control: LoopControl, number: number): Promise<void> {
-  try {
-    await control.remove(number, { timeout: 0 })
-  } catch (error) {
-    if (!LoopError.is(error, 'no-such-device') && !LoopError.is(error, 'in-use')) throw error
+    await Promise.all(this.#free.map(removeDevice))
   }
 }
 
