@@ -14,10 +14,11 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, inject, vi } from 'vitest'
-import { type DoctorReport, find, open } from '../../lib/index.ts'
+import { describe, expect, inject, onTestFinished, vi } from 'vitest'
+import { type DoctorReport, find, LoopControl, open } from '../../lib/index.ts'
+import { canOwnNumbers, keptInContainer } from '../kernel/own-numbers.ts'
 import { OWN_LENGTH, partitionsOfLength } from '../kernel/partitioned.ts'
-import { test as onDevices } from '../kernel/support.ts'
+import { removeDevice, test as onDevices, unusedNumber } from '../kernel/support.ts'
 import {
   type ContainerOptions,
   type Ended,
@@ -298,7 +299,8 @@ async function tryToAttach(options: ContainerOptions, attachOptions: Record<stri
   // Root of a user namespace is one of the others to them.
   for (const path of [options.folder, folder]) chmodSync(path, 0o755)
   chmodSync(disk, 0o666)
-  return inside<Tried>(['attach', disk, JSON.stringify(attachOptions)], { ...options, folder })
+  const env = await ownEnvironment(folder)
+  return inside<Tried>(['attach', disk, JSON.stringify(attachOptions)], { ...options, folder, env })
 }
 
 interface Asked extends Nodes {
@@ -308,9 +310,19 @@ interface Asked extends Nodes {
 
 async function askDoctor(options: ContainerOptions): Promise<Asked> {
   chmodSync(options.folder, 0o755)
-  const { stdout, stderr, ...others } = await inside<Nodes & Ended & { status: number }>(['doctor'], options)
+  const given = { ...options, env: await ownEnvironment(options.folder) }
+  const { stdout, stderr, ...others } = await inside<Nodes & Ended & { status: number }>(['doctor'], given)
   expect(stderr).toBe('')
   return { ...others, report: JSON.parse(stdout) as DoctorReport }
+}
+
+/** Of the devices the container is offered this free one: of another, which somebody else takes first, a node would stay. */
+async function ownEnvironment(folder: string): Promise<Record<string, string>> {
+  if (!canOwnNumbers) return {}
+  await using control = await LoopControl.open()
+  const number = await control.add(unusedNumber())
+  onTestFinished(() => removeDevice(number))
+  return keptInContainer(number, folder)
 }
 
 /** What fixtures/inside.mjs saw. */

@@ -48,6 +48,8 @@ export interface ContainerOptions {
   forbidden?: readonly string[]
   /** Root in the container is an ordinary user outside. */
   userNamespace?: boolean
+  /** Beside PATH and HOME. */
+  env?: Readonly<Record<string, string>>
 }
 
 export interface Ended {
@@ -131,7 +133,7 @@ function configOf(
   id: string,
   bundle: string,
   command: readonly string[],
-  { privileges = LEAST, folder, forbidden = [], userNamespace = false }: ContainerOptions,
+  { privileges = LEAST, folder, forbidden = [], userNamespace = false, env = {} }: ContainerOptions,
 ): unknown {
   const capabilities = privileges.capabilities.map((name) => `CAP_${name}`)
   const mapping = [{ containerID: 0, hostID: FIRST_USER, size: 65_536 }]
@@ -142,7 +144,11 @@ function configOf(
       user: { uid: 0, gid: 0 },
       args: command,
       cwd: '/',
-      env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', 'HOME=/tmp'],
+      env: [
+        'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+        'HOME=/tmp',
+        ...Object.entries(env).map(([name, value]) => `${name}=${value}`),
+      ],
       capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
       noNewPrivileges: true,
     },

@@ -3,13 +3,12 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect } from 'vitest'
-import { runUnder, test } from './launch.ts'
+import { AT_ONCE, runUnder, test } from './launch.ts'
 import { ANYWHERE, LISTED } from './listed.ts'
 import type { Outcome } from './plan.ts'
 import { limit, sample } from '../scale.ts'
 
 const DOCS = fileURLToPath(new URL('../../docs/faults.md', import.meta.url))
-const AT_ONCE = 4
 const FALLBACK = 'LOOP_CONFIGURE=EINVAL'
 const NO_FAULT = '0xffffffff=1'
 /** Reached by an attach only where LOOP_CONFIGURE does not do it all in one. */

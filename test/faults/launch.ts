@@ -7,7 +7,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, expect, vi } from 'vitest'
-import { attach } from '../../lib/index.ts'
+import { attach, LoopControl } from '../../lib/index.ts'
+import { keptToNumbers } from '../kernel/own-numbers.ts'
 import { attachedNumbers, firstNumber, removeDevice, sysfs, test as onDevices } from '../kernel/support.ts'
 import type { Outcome, Plan } from './plan.ts'
 import { limit } from '../scale.ts'
@@ -44,6 +45,28 @@ export const test: typeof onDevices = reason === '' ? onDevices : (onDevices.ski
 
 let runs = 0
 
+/** Children that run at once. */
+export const AT_ONCE = 4
+/** More devices than a child has attached at once, with those that a fault keeps it from detaching. */
+const DEVICES = 20
+/** The numbers of a child: beside those devices it makes some more where each refuses. */
+const NUMBERS = 36
+
+/** For each of the children at once the first of the numbers that it is kept to: nobody takes a device before it. */
+const free = Array.from({ length: AT_ONCE }, (_, slot) => slot * NUMBERS)
+const made: number[] = []
+afterAll(async () => void (await Promise.all(made.map(removeDevice))))
+
+async function takeNumbers(): Promise<number> {
+  const slot = free.shift()
+  if (slot === undefined) throw new Error(`more than ${AT_ONCE} children at once`)
+  const first = firstNumber() + slot
+  if (made.includes(first)) return first
+  await using control = await LoopControl.open()
+  for (let number = first; number < first + DEVICES; number++) made.push(await control.add(number))
+  return first
+}
+
 /**
  * Runs the operations under the faults, with two devices held by this process, and looks afterwards whether anything of
  * the child outlived it.
@@ -70,6 +93,7 @@ export async function runUnder(
   const first = await attach(given, { reference, blockSize: 4096 })
   const second = await attach(readOnly, { readOnly: true })
   const number = numberOf(run)
+  const numbers = await takeNumbers()
   try {
     const plan: Plan = {
       given: first.number,
@@ -83,7 +107,12 @@ export async function runUnder(
     const { stdout } = await promisify(execFile)(
       launcher,
       [faults, '--', process.execPath, OPERATIONS, JSON.stringify(plan)],
-      { timeout: LIMIT, killSignal: 'SIGKILL', maxBuffer: 1 << 24 },
+      {
+        timeout: LIMIT,
+        killSignal: 'SIGKILL',
+        maxBuffer: 1 << 24,
+        env: keptToNumbers(numbers, join(parent, 'made'), NUMBERS).env,
+      },
     )
     // Somebody else who has one of them open in this moment is waited for
     await vi.waitFor(() => expect(attachedUnder(`${own}/`), `left attached after ${faults}`).toEqual([]), {
@@ -93,6 +122,7 @@ export async function runUnder(
     expect([readOnly, twin, images.moved], faults).toContain(sysfs(second.number, 'loop/backing_file'))
     return JSON.parse(stdout) as Outcome[]
   } finally {
+    free.push(numbers - firstNumber())
     await first.close()
     await second.close()
     await removeDevice(number)
@@ -109,7 +139,7 @@ function attachedUnder(prefix: string): string[] {
 
 /** Of those that this file of tests has for itself; children that run at once have different ones. */
 function numberOf(run: number): number {
-  for (let number = firstNumber() + 100 + (run % 100); ; number += 100) {
+  for (let number = firstNumber() + AT_ONCE * NUMBERS + (run % 100); ; number += 100) {
     if (!existsSync(`/sys/block/loop${number}`)) return number
   }
 }

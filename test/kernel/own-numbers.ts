@@ -1,7 +1,7 @@
 /** Programs that ask the kernel for any loop device, kept to numbers of the test's own: fixtures/own_numbers.c. */
 
 import { execFileSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -38,17 +38,25 @@ export interface OwnNumbers {
 }
 
 /** Keeps a program to the numbers from the first on. `ledger`: a file that does not exist yet, for what it makes. */
-export function keptToNumbers(first: number, ledger: string): OwnNumbers {
+export function keptToNumbers(first: number, ledger: string, count: number = COUNT): OwnNumbers {
   return {
     env: {
       ...process.env,
       // The sanitizers' runtimes want to be the first.
       LD_PRELOAD: [process.env['LD_PRELOAD'], library()].filter(Boolean).join(' '),
-      LOOPCTL_TEST_NUMBERS: `${first}-${first + COUNT - 1}`,
+      LOOPCTL_TEST_NUMBERS: `${first}-${first + count - 1}`,
       LOOPCTL_TEST_MADE: ledger,
     },
     made: () => (existsSync(ledger) ? readFileSync(ledger, 'utf8').trimEnd().split('\n').map(Number) : []),
   }
+}
+
+/** The same for a container that has the folder: what is to be set in its environment. */
+export function keptInContainer(first: number, folder: string): Record<string, string> {
+  const copy = join(folder, 'own_numbers.so')
+  copyFileSync(library(), copy)
+  chmodSync(copy, 0o755)
+  return { LD_PRELOAD: copy, LOOPCTL_TEST_NUMBERS: `${first}-${first + COUNT - 1}` }
 }
 
 /** Of the numbers from the first on, those that have a device, or a node of one or of a partition in /dev. */

@@ -174,10 +174,10 @@ export class Remote {
   readonly #lines: AsyncIterator<string>
 
   /** `enter`: what it is to be put behind. */
-  constructor(enter: readonly string[] = []) {
+  constructor(enter: readonly string[] = [], environment: NodeJS.ProcessEnv = process.env) {
     const fixture = fileURLToPath(new URL('fixtures/remote.mjs', import.meta.url))
     const [program, ...rest] = [...enter, process.execPath, fixture]
-    const child = spawn(program, rest, { stdio: ['pipe', 'pipe', 'inherit'] })
+    const child = spawn(program, rest, { stdio: ['pipe', 'pipe', 'inherit'], env: environment })
     onTestFinished(() => void child.kill('SIGKILL'))
     this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
     this.#child = child

@@ -48,6 +48,7 @@ import {
   TWO,
   TWO_4096,
 } from './partitioned.ts'
+import { canOwnNumbers, keptToNumbers } from './own-numbers.ts'
 import {
   countDescriptors,
   expectGone,
@@ -66,6 +67,13 @@ afterEach(() => {
 })
 
 const SECOND = { start: 4096 * 512, size: 4096 * 512 }
+
+/** A number that no other program is offered: one that is would have it open in the moment when it is to go. */
+function ownNumber(): number {
+  const number = unusedNumber()
+  onTestFinished(() => removeDevice(number))
+  return number
+}
 
 /** Of an image with the table TWO. */
 function twoOf(number: number): Record<string, string> {
@@ -459,7 +467,7 @@ describe('detach', () => {
   test('while another process has a partition open is in-use, and leaves all of them', async ({ image }) => {
     for (const autoclear of [true, false]) {
       const file = twoImage(image)
-      await using device = await attach(file, { partscan: 'user', autoclear })
+      await using device = await attach(file, { number: ownNumber(), partscan: 'user', autoclear })
       const { number } = device
       const other = await opener(`${device.path}p2`)
       try {
@@ -480,7 +488,7 @@ describe('detach', () => {
   })
 
   test('waits for the opener of a partition that goes away in time', async ({ image }) => {
-    const device = await attach(twoImage(image), { partscan: 'user' })
+    const device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const other = await opener(`${device.path}p1`)
     const [result] = await Promise.all([device.detach({ timeout: limit(15_000) }), other.end()])
     expect(result).toBe('detached')
@@ -489,7 +497,7 @@ describe('detach', () => {
 
   test('while another has the device itself open is in-use, and leaves the partitions', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const other = await opener(device.path)
     try {
       await failure('in-use', () => device.detach({ timeout: 0 }))
@@ -504,7 +512,7 @@ describe('detach', () => {
 
   test('while a partition is mounted is in-use at once, and names the mount', async ({ folder, image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     await withMount(folder, `${device.path}p2`, async (mountPoint) => {
       writeFileSync(join(mountPoint, 'file'), 'still here')
@@ -527,7 +535,7 @@ describe('detach', () => {
       (device) => device[Symbol.dispose](),
     ]
     for (const [index, way] of ways.entries()) {
-      const device = await attach(file, { partscan: 'user' })
+      const device = await attach(file, { number: ownNumber(), partscan: 'user' })
       expect(places(device.number)).toEqual(twoOf(device.number))
       await way(device)
       // Others look at devices too: it goes when they have.
@@ -537,7 +545,7 @@ describe('detach', () => {
   })
 
   test('lazy while a partition is open: deferred, and only that partition stays until then', async ({ image }) => {
-    const device = await attach(twoImage(image), { partscan: 'user' })
+    const device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const other = await opener(`${device.path}p2`)
     expect(await device.detach({ lazy: true })).toBe('deferred')
@@ -591,10 +599,7 @@ async function detachSoon(device: LoopDevice): Promise<DetachResult> {
 /** K3, up to 7.1: the number of a free device that has them. Another process, to hold one before it goes. */
 async function leftover(file: string, hold?: string): Promise<{ number: number; other?: Opener }> {
   const remote = new Remote()
-  // The lowest free one, which is what everybody is offered, where it is going to be held.
-  const which = hold === undefined ? { number: unusedNumber() } : {}
-  const { number } = await remote.attach(file, { partscan: 'user', ...which })
-  if (hold === undefined) onTestFinished(() => removeDevice(number))
+  const { number } = await remote.attach(file, { number: ownNumber(), partscan: 'user' })
   const other = hold === undefined ? undefined : await opener(`/dev/loop${number}${hold}`)
   await remote.end('SIGKILL')
   return { number, ...(other && { other }) }
@@ -645,31 +650,40 @@ describe('partitions left by a process that was killed', () => {
     expectUsable(await device.partitions(), next)
   })
 
-  test('one of them in use: the device is not taken, and its user sees nothing of another image', async ({ image }) => {
-    const { number, other } = await leftover(twoImage(image), 'p2')
-    // The user of the partition keeps the attachment: it ends with that.
-    expect(sysfs(number, 'loop/autoclear')).toBe('1')
-    await other?.end()
-    await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
-    if (Object.keys(knownPartitions(number)).length === 0) return
-    const again = await opener(`/dev/loop${number}p2`)
-    for (const partscan of ['user', true, false] as const) {
-      const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 0 }))
-      expect(error.holders).toContainEqual(expect.objectContaining({ device: `/dev/loop${number}p2`, pid: again.pid }))
-      expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
-    }
-    // With a free choice it is another one, without waiting for that user.
-    const file = twoImage(image, 'next')
-    await using chosen = await attach(file, { partscan: 'user' })
-    expect(chosen.number).not.toBe(number)
-    expectUsable(await chosen.partitions(), file)
-    await chosen.detach()
-    await again.end()
-    await using device = await attach(file, { number, partscan: 'user' })
-    expect(places(number)).toEqual(twoOf(number))
-    await device.detach()
-    expectNoPartitions(number)
-  })
+  const choosing = canOwnNumbers ? test : test.skip
+  choosing(
+    'one of them in use: the device is not taken, and its user sees nothing of another image',
+    async ({ folder, image }) => {
+      const { number, other } = await leftover(twoImage(image), 'p2')
+      // The user of the partition keeps the attachment: it ends with that.
+      expect(sysfs(number, 'loop/autoclear')).toBe('1')
+      await other?.end()
+      await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
+      if (Object.keys(knownPartitions(number)).length === 0) return
+      const again = await opener(`/dev/loop${number}p2`)
+      for (const partscan of ['user', true, false] as const) {
+        const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 0 }))
+        expect(error.holders).toContainEqual(
+          expect.objectContaining({ device: `/dev/loop${number}p2`, pid: again.pid }),
+        )
+        expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
+      }
+      // With a free choice it is another one, without waiting for that user, also where this is the one that is offered.
+      const file = twoImage(image, 'next')
+      const chooser = new Remote([], keptToNumbers(number, join(folder, 'made')).env)
+      const taken = await chooser.attach(file, { partscan: 'user' })
+      onTestFinished(() => removeDevice(taken.number))
+      expect(taken.number).not.toBe(number)
+      expectUsable(taken.partitions, file)
+      await chooser.ask('detach')
+      await chooser.end()
+      await again.end()
+      await using device = await attach(file, { number, partscan: 'user' })
+      expect(places(number)).toEqual(twoOf(number))
+      await device.detach()
+      expectNoPartitions(number)
+    },
+  )
 })
 
 describe("overlap: 'reuse'", () => {
@@ -714,7 +728,7 @@ function paths(partitions: Partition[]): string[] {
 describe('rescanPartitions', () => {
   test('after sfdisk appended a partition to the file, and removed one', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const before = knownPartitions(number)
     expect(await device.rescanPartitions()).toEqual(await device.partitions())
@@ -753,7 +767,7 @@ describe('rescanPartitions', () => {
 
   test('a partition that stays may be mounted meanwhile', async ({ folder, image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     await withMount(folder, `${device.path}p2`, async (mountPoint) => {
       writeFileSync(join(mountPoint, 'file'), 'still here')
@@ -774,7 +788,7 @@ describe('rescanPartitions', () => {
     image,
   }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const other = await opener(`${device.path}p2`)
     sfdisk(file, 'label: gpt\nstart=10240, size=2048\n')
@@ -790,7 +804,7 @@ describe('rescanPartitions', () => {
 
   test('a table that is damaged meanwhile is refused, and the partitions stay', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     patch(file, 512, Buffer.alloc(8))
     patch(file, 8 * MiB - 512, Buffer.alloc(8))
@@ -801,7 +815,7 @@ describe('rescanPartitions', () => {
 
   test('mode: kernel, without partscan, is partscan-off; with it, what the kernel finds', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     const error = await failure('partscan-off', () => device.rescanPartitions({ mode: 'kernel' }))
     expect(error).toMatchObject({ code: 'EINVAL', ioctl: 'BLKRRPART' })
@@ -822,7 +836,7 @@ describe('rescanPartitions', () => {
   })
 
   test('wrong arguments, an aborted signal, a device that is not attached', async ({ image }) => {
-    await using device = await attach(twoImage(image), { partscan: 'user' })
+    await using device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     const wrong = (options: unknown) => device.rescanPartitions(options as { timeout: number })
     await expect(wrong({ mode: 'both' })).rejects.toMatchObject({ name: 'TypeError', code: 'ERR_INVALID_ARG_VALUE' })

@@ -59,10 +59,14 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
           if (options.number === undefined) return
           await removeDevice(number)
         }
-        const undisturbed: LoopDevice[] = []
-        const calls = await countCalls(async () => undisturbed.push(await attach(file, options)), inSequences)
-        for (const device of undisturbed) await device.detach()
-        await removeMade()
+        // The fewest of some attaches are those of one that no other program got in the way of.
+        let calls = Infinity
+        for (let i = 0; i < 5; i++) {
+          const attached: LoopDevice[] = []
+          calls = Math.min(calls, await countCalls(async () => attached.push(await attach(file, options)), inSequences))
+          for (const device of attached) await device.detach()
+          await removeMade()
+        }
         expect(calls).toBeGreaterThan(10)
 
         expect(remains(number)).toEqual([])
@@ -131,7 +135,8 @@ test('a failed attach does not remove a free device that was there, though anoth
     const file = image('disk')
     await failure('direct-io-unavailable', () => attach(file, { directIO: true, offset: 100, readOnly: true }))
     expect(sysfs(other, 'size')).toBe('0')
-    expect(sysfs(free, 'size')).toBe('0')
+    // There; another program may have attached it meanwhile
+    expect(sysfs(free, 'size')).toMatch(/^\d+$/)
   } finally {
     closeSync(fd)
     await control.remove(other)
