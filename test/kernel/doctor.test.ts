@@ -16,10 +16,10 @@ import { arch, release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
-import { attach, doctor, type DoctorReport, list, type LoopDevice } from '../../lib/index.ts'
+import { attach, doctor, type DoctorReport } from '../../lib/index.ts'
 import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
 import { needs, needsKernel, skipForKernel } from '../needs.ts'
-import { countDescriptors, test } from './support.ts'
+import { countDescriptors, holdAllFree, test } from './support.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -140,20 +140,6 @@ describe('as root', { retry: 3 }, () => {
     expect(traces()).toEqual(before)
   })
 })
-
-/** Attaches something to every free device. */
-async function holdAllFree(image: (name: string) => string): Promise<AsyncDisposable & { count: number }> {
-  const held: LoopDevice[] = []
-  const letGo = async () => void (await Promise.all(held.map((device) => device.detach())))
-  try {
-    const free = (await list({ all: true })).filter(({ attached }) => !attached)
-    for (const { number } of free) held.push(await attach(image(`held ${number}`), { number }))
-  } catch (error) {
-    await letGo()
-    throw error
-  }
-  return { count: held.length, [Symbol.asyncDispose]: letGo }
-}
 
 interface Environment {
   name: string

@@ -7,7 +7,6 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
-  readdirSync,
   statSync,
   truncateSync,
   writeFileSync,
@@ -17,13 +16,13 @@ import { createRequire } from 'node:module'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect } from 'vitest'
-import { attach, LoopControl, LoopError } from '../../lib/index.ts'
+import { attach, LoopError } from '../../lib/index.ts'
 import { blkRoSet, loopGetStatus64 } from '../../lib/ioctl.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
 import { decodeInfo, decodeStat, decodeU64, encodePath, newInfo, newStat, newU64 } from '../../lib/kernel/uapi.ts'
-import { countDescriptors, sysfs, test } from './support.ts'
+import { countDescriptors, deviceNames, holdAllFree, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
 const { EBADF, EINVAL, ENOENT, ENOTTY } = constants.errno
@@ -230,10 +229,6 @@ async function learn(file: string): Promise<void> {
   for (let i = 0; i < 2; i++) await (await attach(file)).detach()
 }
 
-function countDevices(): number {
-  return readdirSync('/sys/block').filter((name) => name.startsWith('loop')).length
-}
-
 describe('where the usual way comes to a surprise', () => {
   test('a failed write, which the kernel tells once, is told, and the device stays', async ({ folder, image }) => {
     await learn(image('disk'))
@@ -279,26 +274,23 @@ describe('where the usual way comes to a surprise', () => {
     await device.detach()
   })
 
-  test('a device that was made for an attach that is given up is removed again', async ({ image }) => {
+  // Another program can make a device, or let go of one, in between.
+  test('a device that was made for an attach that is given up is removed again', { retry: 3 }, async ({ image }) => {
     const file = image('disk')
     await learn(file)
-    // none is free then
-    const others = []
-    const devices = countDevices()
-    while (countDevices() === devices) others.push(await attach(image(`other-${others.length}`)))
-    try {
-      const made = countDevices()
-      const controller = new AbortController()
-      const reason = new Error('enough')
-      const attaching = attach(file, { signal: controller.signal })
-      controller.abort(reason)
-      await expect(attaching).rejects.toBe(reason)
-      expect(countDevices()).toBe(made)
-    } finally {
-      for (const device of others) await device.detach()
-      await using control = await LoopControl.open()
-      await control.remove(others.at(-1)?.number ?? -1)
-    }
+    await using held = await holdAllFree(image)
+    expect(held.count).toBeGreaterThan(0)
+    const before = deviceNames()
+    const controller = new AbortController()
+    const reason = new Error('enough')
+    const made: string[] = []
+    observe(() => made.push(...deviceNames().filter((name) => !before.includes(name))), { inSequences: true })
+    const attaching = attach(file, { signal: controller.signal })
+    controller.abort(reason)
+    await expect(attaching).rejects.toBe(reason)
+    observe(undefined)
+    expect(made.length).toBeGreaterThan(0)
+    expect(deviceNames().filter((name) => !before.includes(name))).toEqual([])
   })
 })
 

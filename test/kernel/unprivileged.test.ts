@@ -9,10 +9,28 @@ import { chmodSync, closeSync, mkdirSync, openSync, readdirSync, rmSync, statSyn
 import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished } from 'vitest'
-import { attach, LoopControl, type LoopDevice, LoopError, type LoopRef, open } from '../../lib/index.ts'
-import { AS_NOBODY, copyForNobody, isForbidden, OWN_DEV, privately, USER_NAMESPACE } from './environments.ts'
+import { attach, LoopControl, type LoopDevice, type LoopRef, open } from '../../lib/index.ts'
+import {
+  AS_NOBODY,
+  copyForNobody,
+  isForbidden,
+  MOUNT_NAMESPACE,
+  OWN_DEV,
+  privately,
+  USER_NAMESPACE,
+} from './environments.ts'
 import { skipForKernel } from '../needs.ts'
-import { attachedNumbers, contents, isIn, loopFileName, losetup, sysfs, test } from './support.ts'
+import {
+  attachedNumbers,
+  contents,
+  isIn,
+  loopFileName,
+  losetup,
+  removeDevice,
+  sysfs,
+  test,
+  unusedNumber,
+} from './support.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
@@ -195,7 +213,7 @@ const ENVIRONMENTS: Environment[] = [
   },
   {
     name: 'root in a user and a mount namespace of nobody',
-    enter: () => [...AS_NOBODY, ...USER_NAMESPACE, '--mount'],
+    enter: () => [...MOUNT_NAMESPACE, ...AS_NOBODY, ...USER_NAMESPACE, '--mount'],
     uid: 0,
     admin: true,
     fails: all('permission EACCES', ...WITHOUT_NODES),
@@ -340,13 +358,12 @@ class Stage implements AsyncDisposable {
       if (autoclear) this.#kept.push(device)
       else await device.close()
     }
-    // The lowest free device is what is given to whoever asks for any: not one of those that are meant for one operation.
-    for (let spare = 0; spare < 4; spare++) this.#free.push(await control.add())
     for (const [name, given] of Object.entries(this.given)) {
       if (MAKES.has(name)) {
-        for (given.unused = 3_000; sysfs(given.unused, 'dev') !== undefined;) given.unused++
+        // Above those that are made for the other operations
+        given.unused = unusedNumber() + 100
       } else if (TAKES_FREE.has(name)) {
-        given.unused = await addFrom(control, 2_000)
+        given.unused = await control.add(unusedNumber())
         // So that nobody removes it meanwhile; what works has to have it for itself.
         if (fails(name) || MUST_STAY.has(name)) this.#descriptors.push(openSync(`/dev/loop${given.unused}`, 'r'))
       }
@@ -384,27 +401,7 @@ class Stage implements AsyncDisposable {
         await device.detach({ lazy: true })
       }),
     )
-    await using control = await LoopControl.open()
-    await Promise.all(this.#free.map((number) => removeUnlessTaken(control, number)))
-  }
-}
-
-/** Makes a device of that number, or of the next one that nobody has. */
-async function addFrom(control: LoopControl, number: number): Promise<number> {
-  try {
-    return await control.add(number)
-  } catch (error) {
-    if (!LoopError.is(error, 'device-exists')) throw error
-    return addFrom(control, number + 1)
-  }
-}
-
-/** What was free may be another's by now. */
-async function removeUnlessTaken(control: LoopControl, number: number): Promise<void> {
-  try {
-    await control.remove(number, { timeout: 0 })
-  } catch (error) {
-    if (!LoopError.is(error, 'no-such-device') && !LoopError.is(error, 'in-use')) throw error
+    await Promise.all(this.#free.map(removeDevice))
   }
 }
 
