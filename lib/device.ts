@@ -228,7 +228,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
-  holders(options?: Wait): Promise<Holder[]> {
+  async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
     return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]), deadline)
   }
