@@ -295,7 +295,7 @@ describe('attach', () => {
     for (let round = 1; round <= 2000; round++) {
       const device = await attach(file)
       expect(await device.detach()).toBe('detached')
-      if (round === 500) {
+      if (round === 1000) {
         globalThis.gc?.()
         early = process.memoryUsage.rss()
       }

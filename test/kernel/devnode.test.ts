@@ -388,9 +388,11 @@ test('killed: what it left in /dev is no hindrance for the next', async ({ folde
   const second = await beside(first)
   await first.end('SIGKILL')
   await expect.poll(() => sysfs(number, 'loop/backing_file')).toBeUndefined()
+  // From 7.2 on the kernel has removed the partitions itself (K3). It does not know of their nodes, which are replaced.
+  const isLeft = Object.keys(knownPartitions(number)).length > 0
   await second.attach(file, { number })
   expect(knownPartitions(number)).toEqual({})
-  expect(partitionNodes(number, second.path('/dev'))).toEqual([])
+  expect(partitionNodes(number, second.path('/dev'))).toHaveLength(isLeft ? 0 : 2)
   expect(await second.ask('detach')).toBe('detached')
   await second.attach(file, { number, partscan: 'user' })
   expect(partitionNodes(number, second.path('/dev'))).toHaveLength(2)

@@ -15,13 +15,14 @@ import {
 import { createRequire } from 'node:module'
 import { constants } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, describe, expect } from 'vitest'
+import { afterEach, describe, expect, vi } from 'vitest'
 import { attach, LoopError } from '../../lib/index.ts'
 import { blkRoSet, loopGetStatus64 } from '../../lib/ioctl.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
 import { decodeInfo, decodeStat, decodeU64, encodePath, newInfo, newStat, newU64 } from '../../lib/kernel/uapi.ts'
+import { limit } from '../scale.ts'
 import { countDescriptors, deviceNames, holdAllFree, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
@@ -283,14 +284,20 @@ describe('where the usual way comes to a surprise', () => {
     const before = deviceNames()
     const controller = new AbortController()
     const reason = new Error('enough')
-    const made: string[] = []
-    observe(() => made.push(...deviceNames().filter((name) => !before.includes(name))), { inSequences: true })
-    const attaching = attach(file, { signal: controller.signal })
-    controller.abort(reason)
-    await expect(attaching).rejects.toBe(reason)
+    const calls: string[] = []
+    observe(
+      (call) => {
+        calls.push(call)
+        if (call === 'loopCtlAdd') controller.abort(reason)
+      },
+      { inSequences: true },
+    )
+    await expect(attach(file, { signal: controller.signal })).rejects.toBe(reason)
     observe(undefined)
-    expect(made.length).toBeGreaterThan(0)
-    expect(deviceNames().filter((name) => !before.includes(name))).toEqual([])
+    expect(calls).toContain('loopCtlAdd')
+    // A call that was given up is left to its thread, and what it has made is removed after it.
+    const made = () => deviceNames().filter((name) => !before.includes(name))
+    await vi.waitFor(() => expect(made()).toEqual([]), { timeout: limit(5_000) })
   })
 })
 
