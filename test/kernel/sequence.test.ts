@@ -15,15 +15,14 @@ import {
 import { createRequire } from 'node:module'
 import { constants } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, describe, expect, vi } from 'vitest'
+import { afterEach, describe, expect } from 'vitest'
 import { attach, LoopError } from '../../lib/index.ts'
 import { blkRoSet, loopGetStatus64 } from '../../lib/ioctl.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
 import { decodeInfo, decodeStat, decodeU64, encodePath, newInfo, newStat, newU64 } from '../../lib/kernel/uapi.ts'
-import { limit } from '../scale.ts'
-import { countDescriptors, deviceNames, holdAllFree, sysfs, test } from './support.ts'
+import { countDescriptors, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
 const { EBADF, EINVAL, ENOENT, ENOTTY } = constants.errno
@@ -273,31 +272,6 @@ describe('where the usual way comes to a surprise', () => {
     expect(device.ref.diskSeq ?? 0).toBeLessThanOrEqual((before.ref.diskSeq ?? 0) + 2)
     expect(await device.status()).toMatchObject({ readOnly: false, attached: true })
     await device.detach()
-  })
-
-  // Another program can make a device, or let go of one, in between.
-  test('a device that was made for an attach that is given up is removed again', { retry: 3 }, async ({ image }) => {
-    const file = image('disk')
-    await learn(file)
-    await using held = await holdAllFree(image)
-    expect(held.count).toBeGreaterThan(0)
-    const before = deviceNames()
-    const controller = new AbortController()
-    const reason = new Error('enough')
-    const calls: string[] = []
-    observe(
-      (call) => {
-        calls.push(call)
-        if (call === 'loopCtlAdd') controller.abort(reason)
-      },
-      { inSequences: true },
-    )
-    await expect(attach(file, { signal: controller.signal })).rejects.toBe(reason)
-    observe(undefined)
-    expect(calls).toContain('loopCtlAdd')
-    // A call that was given up is left to its thread, and what it has made is removed after it.
-    const made = () => deviceNames().filter((name) => !before.includes(name))
-    await vi.waitFor(() => expect(made()).toEqual([]), { timeout: limit(5_000) })
   })
 })
 

@@ -16,7 +16,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test as base, expect, inject, vi } from 'vitest'
-import { attach, list, LoopControl, type LoopDevice, LoopError, type LoopErrorReason } from '../../lib/index.ts'
+import { LoopControl, LoopError, type LoopErrorReason } from '../../lib/index.ts'
 import { removeFree, shareOf } from '../own-devices.ts'
 import { limit } from '../scale.ts'
 
@@ -184,20 +184,6 @@ export function unusedNumber(): number {
 export async function removeDevice(number: number): Promise<void> {
   await using control = await LoopControl.open()
   expect(await removeFree(control, number), `/dev/loop${number} could be removed`).toBe(true)
-}
-
-/** Attaches something to every free device, by its number: so none is made. Another program may let go of one meanwhile. */
-export async function holdAllFree(image: (name: string) => string): Promise<AsyncDisposable & { count: number }> {
-  const held: LoopDevice[] = []
-  const letGo = async () => void (await Promise.all(held.map((device) => device.detach())))
-  try {
-    const free = (await list({ all: true })).filter(({ attached }) => !attached)
-    for (const { number } of free) held.push(await attach(image(`held ${number}`), { number }))
-  } catch (error) {
-    await letGo()
-    throw error
-  }
-  return { count: held.length, [Symbol.asyncDispose]: letGo }
 }
 
 /** The names of all loop devices that the machine has. */
