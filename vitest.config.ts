@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config'
+import { AT_ONCE } from './test/workers.ts'
 import { limit } from './test/scale.ts'
 import { SkipReporter } from './test/skips.ts'
 
@@ -10,8 +11,8 @@ export default defineConfig({
       .filter((name) => process.env[`LOOPCTL_${name.toUpperCase()}`] !== '1')
       .map((name) => `test/${name}/**`),
     globalSetup: ['test/gate.ts'],
-    // Devices are the machine's, not a test file's: one file at a time, so that each can count them.
-    fileParallelism: false,
+    fileParallelism: AT_ONCE > 1,
+    maxWorkers: AT_ONCE,
     testTimeout: limit(20_000),
     hookTimeout: limit(10_000),
     expect: { poll: { timeout: limit(1_000) } },

@@ -243,7 +243,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * of other mount namespaces are named by a process there (`pid`), filesystems that were unmounted lazily by the
    * processes that are still in them (`unmounted`). From /proc, sysfs and the mount tables; no filesystem is asked.
    */
-  holders(options?: Wait): Promise<Holder[]> {
+  async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
     return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd], deadline.bound), deadline)
   }

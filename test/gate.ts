@@ -1,18 +1,20 @@
 /** The one place that decides whether the tests on real devices can run, and says so. */
 
-import { closeSync, existsSync, openSync, readdirSync } from 'node:fs'
+import { closeSync, existsSync, openSync } from 'node:fs'
 import type { TestProject } from 'vitest/node'
-import { LoopControl, LoopError } from '../lib/index.ts'
 import { describeMissing, missingTools } from '../scripts/tools.js'
+import { makeOwnDevices } from './own-devices.ts'
 
 declare module 'vitest' {
   interface ProvidedContext {
     /** Why no real device can be had; empty where one can. */
     noKernel: string
+    /** The first of the numbers that this run of the tests has for itself; see own-devices.ts. Where there are devices. */
+    firstNumber: number
   }
 }
 
-export default function gate(project: TestProject): (() => Promise<void>) | undefined {
+export default async function gate(project: TestProject): Promise<(() => Promise<void>) | undefined> {
   const reason = whyNot()
   const missing = missingTools(['tests'])
   if (missing.length > 0 && process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
@@ -20,8 +22,9 @@ export default function gate(project: TestProject): (() => Promise<void>) | unde
   }
   project.provide('noKernel', reason)
   if (reason === '') {
-    const before = new Set(loopDevices())
-    return () => removeAll(loopDevices().filter((number) => !before.has(number)))
+    const { first, remove } = await makeOwnDevices()
+    project.provide('firstNumber', first)
+    return remove
   }
   if (process.env['LOOPCTL_REQUIRE_KERNEL'] === '1') {
     throw new Error(
@@ -30,25 +33,6 @@ export default function gate(project: TestProject): (() => Promise<void>) | unde
   }
   console.warn(`\n*** TESTS ON REAL DEVICES ARE SKIPPED: ${reason} ***\n`)
   return undefined
-}
-
-function loopDevices(): number[] {
-  return readdirSync('/sys/block').flatMap((name) => Number(/^loop(\d+)$/.exec(name)?.[1] ?? []))
-}
-
-/** The free devices that were made because many were wanted at once: a machine keeps them for ever. */
-async function removeAll(numbers: number[]): Promise<void> {
-  await using control = await LoopControl.open()
-  await Promise.all(
-    numbers.map(async (number) => {
-      try {
-        await control.remove(number)
-      } catch (error) {
-        // Another program's, which has removed it.
-        if (!LoopError.is(error, 'no-such-device')) throw error
-      }
-    }),
-  )
 }
 
 function whyNot(): string {

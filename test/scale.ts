@@ -1,8 +1,8 @@
 /** What another machine, or another aim, makes of the tests: how long they may take, and how much of them is done. */
 
-function factor(name: string): number {
-  const value = Number(process.env[name] ?? '1')
-  return value > 0 ? value : 1
+function factor(name: string, usual = 1): number {
+  const value = Number(process.env[name] ?? usual)
+  return value > 0 ? value : usual
 }
 
 /** A limit of so many milliseconds; LOOPCTL_TIME_SCALE=20 makes all of them twenty times as long, for slow machines. */
@@ -10,9 +10,12 @@ export function limit(milliseconds: number): number {
   return milliseconds * factor('LOOPCTL_TIME_SCALE')
 }
 
-/** LOOPCTL_STRESS=10 makes the stress tests ten times as long; CI runs them at 1, and at less in virtual machines. */
+/**
+ * The stress tests are a tenth as long as this count, which takes seconds. LOOPCTL_STRESS=1 makes them whole, as CI runs
+ * them, LOOPCTL_STRESS=10 ten times as long; in virtual machines they are shorter.
+ */
 export function times(count: number): number {
-  return Math.ceil(count * factor('LOOPCTL_STRESS'))
+  return Math.ceil(count * factor('LOOPCTL_STRESS', 0.1))
 }
 
 /** LOOPCTL_FAULTS=40 leaves of the faults every fortieth. */

@@ -38,6 +38,7 @@ export async function detachUnmounting(handle: Handle, options?: DetachUnmountin
     return detach(handle, rest)
   }
   if (rest.lazy !== undefined) checkBoolean('lazy', rest.lazy)
+  if (rest.force !== undefined) checkBoolean('force', rest.force)
   const deadline = checkDeadline(rest, 4_000)
   const done: string[] = []
   try {

@@ -16,6 +16,7 @@ import {
 import { join } from 'node:path'
 import { beforeEach, describe, expect, vi } from 'vitest'
 import { type DoctorReport, find, open } from '../../lib/index.ts'
+import { OWN_LENGTH, partitionsOfLength } from '../kernel/partitioned.ts'
 import { test } from '../kernel/support.ts'
 import { needs } from '../needs.ts'
 import {
@@ -33,7 +34,7 @@ const LIMIT = 90_000
 const MIB = 1 << 20
 const PARTITIONS = [
   { number: 1, start: MIB, size: MIB, label: 'first' },
-  { number: 2, start: 2 * MIB, size: 12 * MIB, label: 'second' },
+  { number: 2, start: 2 * MIB, size: OWN_LENGTH * 512, label: 'second' },
 ]
 const COMMAND = `${process.execPath} ${ROOT}/dist/cli/main.js`
 
@@ -101,16 +102,12 @@ function isPartition(name: string): boolean {
   return /^loop\d+p\d+$/.test(name)
 }
 
-/** Afterwards no device is attached to a file of the folder, and no partition is on a device that is free. */
+/** Afterwards no device is attached to a file of the folder, and no partition of these tests is on a device that is free. */
 async function leavingNothing<T>(folder: string, operation: () => Promise<T>): Promise<T> {
-  const before = new Set(forgottenPartitions())
   const result = await operation()
   const nothingLeft = () => {
     expect(attachedTo(folder), 'devices left attached').toEqual([])
-    expect(
-      forgottenPartitions().filter((name) => !before.has(name)),
-      'partitions left',
-    ).toEqual([])
+    expect(forgottenPartitions(), 'partitions left').toEqual([])
   }
   await vi.waitFor(nothingLeft, { timeout: 5_000 })
   return result
@@ -129,17 +126,9 @@ function attachedTo(folder: string): string[] {
     .map((line) => String(line['name']))
 }
 
-/** Partitions that sysfs has of devices that are not attached; those of others in this moment go again. */
+/** Partitions of these tests that the kernel has of devices which are not attached. */
 function forgottenPartitions(): string[] {
-  return readdirSync('/sys/block')
-    .filter((name) => /^loop\d+$/.test(name) && !existsSync(`/sys/block/${name}/loop`))
-    .flatMap((name) => {
-      try {
-        return readdirSync(`/sys/block/${name}`).filter(isPartition)
-      } catch {
-        return []
-      }
-    })
+  return partitionsOfLength(OWN_LENGTH).filter((name) => !existsSync(`/sys/block/${name.replace(/p\d+$/, '')}/loop`))
 }
 
 describe('with the privileges that the example names', { timeout: LIMIT }, () => {

@@ -4,7 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { beforeEach, describe, expect } from 'vitest'
 import { test } from '../kernel/support.ts'
-import { makeRoom, prepareLauncher, runUnder } from './launch.ts'
+import { prepareLauncher, runUnder } from './launch.ts'
 import { ANYWHERE, LISTED } from './listed.ts'
 import type { Outcome } from './plan.ts'
 import { limit, sample } from '../scale.ts'
@@ -162,8 +162,7 @@ describe('under made faults', () => {
   test(
     'every call and every operation ends, with the right reason, and leaves nothing',
     { timeout: limit(600_000) },
-    async ({ folder, image }) => {
-      await makeRoom(image)
+    async ({ folder }) => {
       const all = Object.keys(LISTED).flatMap(casesOf)
       const cases = sample(all)
       // What reaches which ioctl, seen where nothing but one that is never made fails

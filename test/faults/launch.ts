@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, expect, vi } from 'vitest'
-import { attach, LoopControl, LoopError } from '../../lib/index.ts'
-import { attachedNumbers, sysfs } from '../kernel/support.ts'
+import { attach } from '../../lib/index.ts'
+import { attachedNumbers, firstNumber, removeDevice, sysfs } from '../kernel/support.ts'
 import { needs, needsKernel } from '../needs.ts'
 import type { Outcome, Plan } from './plan.ts'
 import { limit } from '../scale.ts'
@@ -82,21 +82,10 @@ export async function runUnder(
   } finally {
     await first.close()
     await second.close()
-    if (existsSync(`/sys/block/loop${number}`)) {
-      await using control = await LoopControl.open()
-      await control.remove(number).catch(expectNotOurs)
-    }
+    await removeDevice(number)
     rmSync(folder, { recursive: true })
     rmSync(own, { recursive: true })
   }
-}
-
-/** So many free devices that nobody comes to those which a child has made for itself: the lowest is taken. */
-export async function makeRoom(image: (name: string) => string): Promise<void> {
-  const devices = await Promise.all(
-    Array.from({ length: 32 }, (_, i) => attach(image(`room-${i}`), { timeout: limit(10_000) })),
-  )
-  for (const device of devices) await device.detach()
 }
 
 function attachedUnder(prefix: string): string[] {
@@ -105,12 +94,9 @@ function attachedUnder(prefix: string): string[] {
     .filter((file) => file.startsWith(prefix))
 }
 
-/** Apart from those that other tests look for. */
+/** Of those that this file of tests has for itself; children that run at once have different ones. */
 function numberOf(run: number): number {
-  for (let number = 30_000 + 100 * run; ; number++) if (!existsSync(`/sys/block/loop${number}`)) return number
-}
-
-/** Attached by somebody else meanwhile a device is theirs, and so it is if they have removed it. */
-function expectNotOurs(error: unknown): void {
-  expect(LoopError.is(error, 'in-use') || LoopError.is(error, 'no-such-device'), String(error)).toBe(true)
+  for (let number = firstNumber() + (run % 100); ; number += 100) {
+    if (!existsSync(`/sys/block/loop${number}`)) return number
+  }
 }

@@ -17,6 +17,7 @@ import { join } from 'node:path'
 import { beforeEach, expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
 import { isDevKernels } from '../../lib/kernel/devnode.ts'
+import { MOUNT_NAMESPACE } from './environments.ts'
 import {
   expectNoPartitions,
   knownPartitions,
@@ -28,13 +29,11 @@ import {
   pattern,
   readBytes,
   Remote,
-  removeDevice,
   sfdisk,
   TWO,
-  unusedNumber,
 } from './partitioned.ts'
 import { needs } from '../needs.ts'
-import { failure, sysfs, test } from './support.ts'
+import { failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 
 beforeEach(() => needs('sfdisk'))
 
@@ -50,7 +49,7 @@ cp -a /dev/null /dev/zero /dev/urandom /dev/loop-control "$dev"/
 mount --move "$dev" /dev
 ${then}
 exec "$@"`
-  const enter = ['unshare', '--mount', '--propagation', 'private', 'sh', '-euc', script, 'sh', dev, ...behind]
+  const enter = [...MOUNT_NAMESPACE, 'sh', '-euc', script, 'sh', dev, ...behind]
   return begun(new Remote(enter))
 }
 
@@ -78,6 +77,10 @@ function nodesOf(remote: Remote): string[] {
   return readdirSync(remote.path('/dev'))
     .filter((name) => !first.has(name))
     .toSorted()
+}
+
+function isPartition(name: string): boolean {
+  return /^loop\d+p\d+$/.test(name)
 }
 
 function mknod(path: string, device: string): void {
@@ -137,9 +140,12 @@ test('the node of the device is made, those of its partitions too; the latter go
 test('any free device, without a number', async ({ folder, image }) => {
   const remote = await contained(folder)
   const { number } = await remote.attach(diskImage(image), { partscan: 'user' })
-  expect(nodesOf(remote)).toEqual([`loop${number}`, `loop${number}p1`, `loop${number}p2`])
+  // Of a device that somebody else took first there can be a node too.
+  const nodes = nodesOf(remote)
+  expect(nodes).toContain(`loop${number}`)
+  expect(nodes.filter(isPartition)).toEqual([`loop${number}p1`, `loop${number}p2`])
   expect(await remote.ask('detach')).toBe('detached')
-  expect(nodesOf(remote)).toEqual([`loop${number}`])
+  expect(nodesOf(remote)).toEqual(nodes.filter((name) => !isPartition(name)))
 })
 
 test('an attach that fails leaves no node', async ({ folder, image }) => {
@@ -319,12 +325,15 @@ test('swappable: both nodes, and those of the partitions of the upper one', asyn
   const given = { number, readOnly: true, swappable: true, partscan: 'user' } as const
   await remote.attach(diskImage(image), given)
   const upper = `loop${number}`
+  // And the lower one's, and those of devices that somebody else took first
   const nodes = nodesOf(remote)
-  expect(nodes).toHaveLength(4)
-  expect(nodes).toEqual(expect.arrayContaining([upper, `${upper}p1`, `${upper}p2`]))
+  expect(nodes.filter((name) => name.startsWith(upper))).toEqual([upper, `${upper}p1`, `${upper}p2`])
+  const lower = sysfs(number, 'loop/backing_file')?.slice('/dev/'.length)
+  expect(nodes).toContain(lower)
+  expect(nodes.filter(isPartition)).toEqual([`${upper}p1`, `${upper}p2`])
   expect(readBytes(remote.path(`/dev/${upper}p2`), 0, 512).equals(pattern(1))).toBe(true)
   expect(await remote.ask('detach')).toBe('detached')
-  expect(nodesOf(remote).filter((name) => /\dp\d/.test(name))).toEqual([])
+  expect(nodesOf(remote).filter(isPartition)).toEqual([])
 })
 
 test('/dev is read-only: node-missing says so', async ({ folder, image }) => {
@@ -379,9 +388,11 @@ test('killed: what it left in /dev is no hindrance for the next', async ({ folde
   const second = await beside(first)
   await first.end('SIGKILL')
   await expect.poll(() => sysfs(number, 'loop/backing_file')).toBeUndefined()
+  // From 7.2 on the kernel has removed the partitions itself (K3). It does not know of their nodes, which are replaced.
+  const isLeft = Object.keys(knownPartitions(number)).length > 0
   await second.attach(file, { number })
   expect(knownPartitions(number)).toEqual({})
-  expect(partitionNodes(number, second.path('/dev'))).toEqual([])
+  expect(partitionNodes(number, second.path('/dev'))).toHaveLength(isLeft ? 0 : 2)
   expect(await second.ask('detach')).toBe('detached')
   await second.attach(file, { number, partscan: 'user' })
   expect(partitionNodes(number, second.path('/dev'))).toHaveLength(2)
@@ -393,8 +404,9 @@ test('killed: what it left in /dev is no hindrance for the next', async ({ folde
   await third.end('SIGKILL')
   await expect.poll(() => sysfs(number, 'loop/backing_file')).toBeUndefined()
   expect(nodesOf(second)).toHaveLength(3)
+  const isLeftAgain = Object.keys(knownPartitions(number)).length > 0
   expect(await second.ask('remove', number)).toBe(number)
-  expect(nodesOf(second)).toEqual([])
+  expect(nodesOf(second)).toEqual(isLeftAgain ? [] : [`loop${number}p1`, `loop${number}p2`])
 })
 
 test("a node that somebody has removed from the kernel's own /dev is made again, and goes with its device", async ({

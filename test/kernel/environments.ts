@@ -11,10 +11,29 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 export const AS_NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups']
 export const USER_NAMESPACE = ['unshare', '--user', '--map-root-user']
 
+/**
+ * For the begin of a mount namespace, which has all mounts of the one before: a filesystem that another test unmounts stays
+ * mounted in there, and keeps its loop device in use. So those of the tests are let go of.
+ */
+export const LET_GO = `for point in $(sed -n 's|^/dev/loop[^ ]* \\([^ ]*/loopctl-[^ ]*\\) .*|\\1|p' /proc/self/mounts)
+do umount -l "$point" || :; done 2>/dev/null`
+
+/** Behind this a command has a mount namespace of its own, without the filesystems of other tests. */
+export const MOUNT_NAMESPACE = [
+  'unshare',
+  '--mount',
+  '--propagation',
+  'private',
+  'sh',
+  '-euc',
+  `${LET_GO}; exec "$@"`,
+  'sh',
+]
+
 /** In a mount namespace of its own, after the script; `$dev` is an empty folder of the test's. */
 export function privately(script: string, ...then: string[]): (dev: string) => string[] {
   const lines = `dev=$1; shift; ${script}; exec "$@"`
-  return (dev) => ['unshare', '--mount', '--propagation', 'private', 'sh', '-euc', lines, 'sh', dev, ...then]
+  return (dev) => [...MOUNT_NAMESPACE, 'sh', '-euc', lines, 'sh', dev, ...then]
 }
 
 /** As a container has it: only the nodes that it was given. A device may go while it is copied. */

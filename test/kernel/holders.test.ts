@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach } from '../../lib/index.ts'
 import { blkPgAddPartitionSync, blkPgDelPartitionSync } from '../../lib/ioctl.ts'
+import { MOUNT_NAMESPACE } from './environments.ts'
 import { failure, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
@@ -96,8 +97,8 @@ describe('holders', () => {
     const mountPoint = join(folder, 'its mnt')
     mkdirSync(mountPoint)
     const child = spawn(
-      'unshare',
-      ['--mount', 'sh', '-c', 'mount "$0" "$1" && echo mounted && read line', device.path, mountPoint],
+      'env',
+      [...MOUNT_NAMESPACE, 'sh', '-c', 'mount "$0" "$1" && echo mounted && read line', device.path, mountPoint],
       {
         stdio: ['pipe', 'pipe', 'inherit'],
       },

@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
-import { describe, expect } from 'vitest'
+import { describe, expect, vi } from 'vitest'
 import { attach } from '../../lib/index.ts'
 import { sysfs, test } from './support.ts'
+import { limit } from '../scale.ts'
 
 /** Another program that has the lock, and does not let go of it. */
 async function holdLock(): Promise<ChildProcess> {
@@ -29,8 +30,9 @@ describe('the lock on /dev/loop-control', () => {
         expect(sysfs(device.number, 'loop/backing_file')).toBe(files[i])
         await device.detach()
       }
-      // one try is one try
-      const device = await attach(image('four'), { timeout: 0 })
+      // One try is one try, which is another program's where that was offered the same device.
+      const file = image('four')
+      const device = await vi.waitFor(() => attach(file, { timeout: 0 }), { timeout: limit(5_000), interval: 5 })
       await device.detach()
     } finally {
       await end(holder)

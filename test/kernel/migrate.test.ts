@@ -23,7 +23,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
-import { afterEach, describe, expect } from 'vitest'
+import { afterEach, describe, expect, onTestFinished } from 'vitest'
 import {
   attach,
   type AttachOptions,
@@ -35,7 +35,7 @@ import {
 import { observe } from '../../lib/kernel/seam.ts'
 import { kernelHas, needs, needsKernel, skipForKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
-import { countDescriptors, failure, sysfs, test } from './support.ts'
+import { countDescriptors, failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 
 const LONG = { timeout: limit(60_000) }
 
@@ -1157,6 +1157,9 @@ describe('given up', () => {
       const place = folderIn(folder, 'place')
       const destination = join(place, 'copy')
       const original = options.overwrite === true ? { copy: 'old' } : {}
+      // One that no other program is offered: attached a hundred times, it would often be another's first.
+      const number = unusedNumber()
+      onTestFinished(() => removeDevice(number))
 
       /** One migration with a source of its own; what it ended with, and the calls that it made. */
       const migrate = async (giveUpAt: number, reason: Error) => {
@@ -1164,7 +1167,7 @@ describe('given up', () => {
         mkdirSync(place)
         for (const [file, content] of Object.entries(original)) writeFileSync(join(place, file), content)
         writeFileSync(source, bytes)
-        await using device = await attach(source, { ...attachOptions, readOnly: true })
+        await using device = await attach(source, { ...attachOptions, number, readOnly: true })
         const lower = (await device.status()).lower ?? device.number
         if (from === 'device') rmSync(source)
         const present = sysfs(lower, 'loop/backing_file')

@@ -6,14 +6,7 @@ import { closeSync, existsSync, openSync, readdirSync, readSync, statSync, write
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { expect, onTestFinished } from 'vitest'
-import {
-  attach,
-  type AttachOptions,
-  LoopControl,
-  LoopError,
-  type LoopErrorReason,
-  type Partition,
-} from '../../lib/index.ts'
+import { attach, type AttachOptions, type LoopErrorReason, type Partition } from '../../lib/index.ts'
 import { env } from '../needs.ts'
 import { sysfs } from './support.ts'
 
@@ -110,6 +103,23 @@ export function knownPartitions(number: number): Record<string, { start: number;
   return Object.fromEntries(entries)
 }
 
+/** Sectors of a partition that no other process of the tests makes as long: one that is left is known by its length. */
+export const OWN_LENGTH: number = 4096 + (process.pid % 8000)
+
+/** The partitions of so many sectors that the kernel has, on whichever device: `loop7p2`. */
+export function partitionsOfLength(sectors: number): string[] {
+  const devices = readdirSync('/sys/block').flatMap((name) => Number(/^loop(\d+)$/.exec(name)?.[1] ?? []))
+  return devices.flatMap((number) => {
+    try {
+      const names = Object.entries(knownPartitions(number)).filter(([, { size }]) => size === sectors * 512)
+      return names.map(([name]) => name)
+    } catch {
+      // Another program's device, which has gone since
+      return []
+    }
+  })
+}
+
 /** Without what changes when a partition is added again. */
 export function places(number: number): Record<string, string> {
   return Object.fromEntries(
@@ -143,23 +153,6 @@ export function expectUsable(partitions: readonly Partition[], file: string, off
     expect(nodeOf(path), path).toBe(device)
     const length = Math.min(size, 4096)
     expect(readBytes(path, 0, length).equals(readBytes(file, offset + start, length)), path).toBe(true)
-  }
-}
-
-/** A number that no device has, and that there is no node of either. */
-export function unusedNumber(): number {
-  for (let number = 1_700; ; number++) {
-    if (!existsSync(`/sys/block/loop${number}`) && !existsSync(`/dev/loop${number}`)) return number
-  }
-}
-
-/** Takes the device away that a test asked for by its number. */
-export async function removeDevice(number: number): Promise<void> {
-  await using control = await LoopControl.open()
-  try {
-    await control.remove(number)
-  } catch (error) {
-    if (!LoopError.is(error, 'no-such-device')) throw error
   }
 }
 

@@ -39,16 +39,14 @@ import {
   places,
   readBytes,
   Remote,
-  removeDevice,
   sfdisk,
   sfdiskAt,
   sgdisk,
   told,
-  unusedNumber,
   TWO,
   TWO_4096,
 } from './partitioned.ts'
-import { countDescriptors, expectGone, failure, sysfs, test } from './support.ts'
+import { countDescriptors, expectGone, failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 import { needs, skipForKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
 
@@ -59,6 +57,13 @@ afterEach(() => {
 })
 
 const SECOND = { start: 4096 * 512, size: 4096 * 512 }
+
+/** A number that no other program is offered: one that is would have it open in the moment when it is to go. */
+function ownNumber(): number {
+  const number = unusedNumber()
+  onTestFinished(() => removeDevice(number))
+  return number
+}
 
 /** Of an image with the table TWO. */
 function twoOf(number: number): Record<string, string> {
@@ -352,12 +357,12 @@ describe('a table that is refused leaves nothing', () => {
         expect(existsSync(`/dev/loop${number}`)).toBe(false)
         expect(partitionNodes(number)).toEqual([])
         expect(countDescriptors()).toBe(before)
-        expect(execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })).toBe('')
+        await expectDetached(file)
       }
       // a device that is there: attached in one hop, and nothing but us would detach it
       for (let i = 0; i < 2; i++) await (await attach(image('other'))).detach()
       await failure('bad-partition-table', () => attach(file, { partscan: 'user', autoclear: false }))
-      expect(execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })).toBe('')
+      await expectDetached(file)
     })
   }
 })
@@ -444,7 +449,7 @@ describe('a table that is odd is read all the same, and it is said what is odd',
   test('a partition in the place of which somebody else has made another one', async ({ image }) => {
     const file = twoImage(image)
     await using control = await LoopControl.open()
-    const number = await control.add()
+    const number = await control.add(unusedNumber())
     onTestFinished(() => removeDevice(number))
     // Made at the last moment
     const add = `
@@ -499,7 +504,7 @@ describe('detach', () => {
   test('while another process has a partition open is in-use, and leaves all of them', async ({ image }) => {
     for (const autoclear of [true, false]) {
       const file = twoImage(image)
-      await using device = await attach(file, { partscan: 'user', autoclear })
+      await using device = await attach(file, { number: ownNumber(), partscan: 'user', autoclear })
       const { number } = device
       const other = await opener(`${device.path}p2`)
       try {
@@ -520,7 +525,7 @@ describe('detach', () => {
   })
 
   test('waits for the opener of a partition that goes away in time', async ({ image }) => {
-    const device = await attach(twoImage(image), { partscan: 'user' })
+    const device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const other = await opener(`${device.path}p1`)
     const [result] = await Promise.all([device.detach({ timeout: limit(15_000) }), other.end()])
     expect(result).toBe('detached')
@@ -529,7 +534,7 @@ describe('detach', () => {
 
   test('while another has the device itself open is in-use, and leaves the partitions', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const other = await opener(device.path)
     try {
       await failure('in-use', () => device.detach({ timeout: 0 }))
@@ -544,7 +549,7 @@ describe('detach', () => {
 
   test('while a partition is mounted is in-use at once, and names the mount', async ({ folder, image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     await withMount(folder, `${device.path}p2`, async (mountPoint) => {
       writeFileSync(join(mountPoint, 'file'), 'still here')
@@ -567,7 +572,7 @@ describe('detach', () => {
       (device) => device[Symbol.dispose](),
     ]
     for (const [index, way] of ways.entries()) {
-      const device = await attach(file, { partscan: 'user' })
+      const device = await attach(file, { number: ownNumber(), partscan: 'user' })
       expect(places(device.number)).toEqual(twoOf(device.number))
       await way(device)
       // Others look at devices too: it goes when they have.
@@ -577,7 +582,7 @@ describe('detach', () => {
   })
 
   test('lazy while a partition is open: deferred, and only that partition stays until then', async ({ image }) => {
-    const device = await attach(twoImage(image), { partscan: 'user' })
+    const device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const other = await opener(`${device.path}p2`)
     expect(await device.detach({ lazy: true })).toBe('deferred')
@@ -618,6 +623,12 @@ async function withMount(folder: string, path: string, use: (mountPoint: string)
 }
 
 /** A mount namespace that was made meanwhile, by whatever else runs, has the mount too until it ends. */
+/** Another program that was offered the same device can have it open for a moment. */
+async function expectDetached(file: string): Promise<void> {
+  const devices = () => execFileSync('losetup', ['--associated', file], { encoding: 'utf8' })
+  await vi.waitFor(() => expect(devices()).toBe(''), { timeout: limit(5_000), interval: 5 })
+}
+
 async function detachSoon(device: LoopDevice): Promise<DetachResult> {
   return vi.waitFor(() => device.detach(), { timeout: limit(15_000), interval: 100 })
 }
@@ -625,10 +636,7 @@ async function detachSoon(device: LoopDevice): Promise<DetachResult> {
 /** K3, up to 7.1: the number of a free device that has them. Another process, to hold one before it goes. */
 async function leftover(file: string, hold?: string): Promise<{ number: number; other?: Opener }> {
   const remote = new Remote()
-  // The lowest free one, which is what everybody is offered, where it is going to be held.
-  const which = hold === undefined ? { number: unusedNumber() } : {}
-  const { number } = await remote.attach(file, { partscan: 'user', ...which })
-  if (hold === undefined) onTestFinished(() => removeDevice(number))
+  const { number } = await remote.attach(file, { number: ownNumber(), partscan: 'user' })
   const other = hold === undefined ? undefined : await opener(`/dev/loop${number}${hold}`)
   await remote.end('SIGKILL')
   return { number, ...(other && { other }) }
@@ -748,7 +756,7 @@ function paths(partitions: Partition[]): string[] {
 describe('rescanPartitions', () => {
   test('after sfdisk appended a partition to the file, and removed one', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const before = knownPartitions(number)
     expect(await device.rescanPartitions()).toEqual(await device.partitions())
@@ -787,7 +795,7 @@ describe('rescanPartitions', () => {
 
   test('a partition that stays may be mounted meanwhile', async ({ folder, image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     await withMount(folder, `${device.path}p2`, async (mountPoint) => {
       writeFileSync(join(mountPoint, 'file'), 'still here')
@@ -808,7 +816,7 @@ describe('rescanPartitions', () => {
     image,
   }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const { number } = device
     const other = await opener(`${device.path}p2`)
     sfdisk(file, 'label: gpt\nstart=10240, size=2048\n')
@@ -824,7 +832,7 @@ describe('rescanPartitions', () => {
 
   test('a table that is damaged meanwhile is refused, and the partitions stay', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     patch(file, 512, Buffer.alloc(8))
     patch(file, 8 * MiB - 512, Buffer.alloc(8))
@@ -835,7 +843,7 @@ describe('rescanPartitions', () => {
 
   test('mode: kernel, without partscan, is partscan-off; with it, what the kernel finds', async ({ image }) => {
     const file = twoImage(image)
-    await using device = await attach(file, { partscan: 'user' })
+    await using device = await attach(file, { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     const error = await failure('partscan-off', () => device.rescanPartitions({ mode: 'kernel' }))
     expect(error).toMatchObject({ code: 'EINVAL', ioctl: 'BLKRRPART' })
@@ -859,7 +867,7 @@ describe('rescanPartitions', () => {
   })
 
   test('wrong arguments, an aborted signal, a device that is not attached', async ({ image }) => {
-    await using device = await attach(twoImage(image), { partscan: 'user' })
+    await using device = await attach(twoImage(image), { number: ownNumber(), partscan: 'user' })
     const before = knownPartitions(device.number)
     const wrong = (options: unknown) => device.rescanPartitions(options as { timeout: number })
     await expect(wrong({ mode: 'both' })).rejects.toMatchObject({ name: 'TypeError', code: 'ERR_INVALID_ARG_VALUE' })

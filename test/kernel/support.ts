@@ -16,7 +16,8 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test as base, expect, inject, vi } from 'vitest'
-import { LoopError, type LoopErrorReason } from '../../lib/index.ts'
+import { LoopControl, LoopError, type LoopErrorReason } from '../../lib/index.ts'
+import { removeFree, shareOf } from '../own-devices.ts'
 import { limit } from '../scale.ts'
 
 const noKernel = inject('noKernel')
@@ -39,9 +40,11 @@ const withFixtures = base.extend<Fixtures>({
     // Other processes look at devices too: one that has a device open in this moment is waited for.
     const nothingLeft = () => expect(attachedUnder(folder), 'devices left attached').toEqual([])
     await vi.waitFor(nothingLeft, { timeout: limit(5_000) })
-    const descriptors = loopDescriptors().filter((line) => !before.includes(line))
+    // A call that was given up is left to its thread, which closes what it has opened.
+    const descriptors = () => loopDescriptors().filter((line) => !before.includes(line))
+    const noneOpen = () => expect(descriptors(), 'descriptors of loop devices left open').toEqual([])
+    await vi.waitFor(noneOpen, { timeout: limit(5_000) })
     rmSync(folder, { recursive: true, force: true })
-    expect(descriptors, 'descriptors of loop devices left open').toEqual([])
   },
   image: async ({ folder }, use) => {
     await use((name, bytes = 1 << 20, fill = 0) => {
@@ -84,7 +87,8 @@ export function attachedNumbers(): number[] {
     .filter((number) => existsSync(`/sys/block/loop${number}/loop`))
 }
 
-function attachedUnder(folder: string): string[] {
+/** The devices that are attached to something in the folder, each with the file. */
+export function attachedUnder(folder: string): string[] {
   return attachedNumbers().flatMap((number) => {
     const file = sysfs(number, 'loop/backing_file')
     return isIn(folder, file) ? [`/dev/loop${number} ${file}`] : []
@@ -161,7 +165,28 @@ export function openFile(path: string, flags: string | number = 'r+'): number {
   return openSync(path, flags)
 }
 
-/** A number that no device has. */
+/** The first of the numbers that this file of tests has for itself. */
+export function firstNumber(): number {
+  return shareOf(Number(process.env['VITEST_POOL_ID'] ?? '1'), inject('firstNumber'))
+}
+
+/**
+ * A number that no device has, and that there is no node of either. Only this file of tests uses it, and it is above all
+ * that the kernel offers to whoever asks for any device.
+ */
 export function unusedNumber(): number {
-  for (let number = 900; ; number++) if (!existsSync(`/sys/block/loop${number}`)) return number
+  for (let number = firstNumber(); ; number++) {
+    if (!existsSync(`/sys/block/loop${number}`) && !existsSync(`/dev/loop${number}`)) return number
+  }
+}
+
+/** Takes a device of the test's own away again. One that is gone already is no mistake, one that stays attached is. */
+export async function removeDevice(number: number): Promise<void> {
+  await using control = await LoopControl.open()
+  expect(await removeFree(control, number), `/dev/loop${number} could be removed`).toBe(true)
+}
+
+/** The names of all loop devices that the machine has. */
+export function deviceNames(): string[] {
+  return readdirSync('/sys/block').filter((name) => /^loop\d+$/.test(name))
 }

@@ -15,6 +15,7 @@ import { describe, expect } from 'vitest'
 import { attach, find, list, open } from '../../lib/index.ts'
 import { blkPgAddPartitionSync, blkPgDelPartitionSync } from '../../lib/ioctl.ts'
 import { needs, needsKernel } from '../needs.ts'
+import { MOUNT_NAMESPACE } from './environments.ts'
 import { countDescriptors, failure, losetup, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
@@ -250,7 +251,7 @@ describe('the guard', () => {
       const mountPoint = join(folder, `mnt-${type}`)
       mkdirSync(mountPoint)
       const script = 'mount -o ro "$0" "$1" && echo mounted && read line'
-      const child = spawn('unshare', ['--mount', 'sh', '-c', script, device.path, mountPoint], {
+      const child = spawn('env', [...MOUNT_NAMESPACE, 'sh', '-c', script, device.path, mountPoint], {
         stdio: ['pipe', 'pipe', 'inherit'],
       })
       try {

@@ -4,10 +4,14 @@ import { afterEach, describe, expect, vi } from 'vitest'
 import { attach, type AttachOptions, LoopControl, type LoopDevice, LoopError } from '../../lib/index.ts'
 import { loopCtlAddSync } from '../../lib/ioctl.ts'
 import { observe } from '../../lib/kernel/seam.ts'
-import { knownPartitions, sfdisk, TWO, unusedNumber } from './partitioned.ts'
+import { knownPartitions, OWN_LENGTH, partitionsOfLength, sfdisk } from './partitioned.ts'
 import { needs } from '../needs.ts'
-import { countDescriptors, failure, sysfs, test } from './support.ts'
+import { countDescriptors, failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 import { limit } from '../scale.ts'
+
+function reasonOf(error: unknown): string | undefined {
+  return LoopError.is(error) ? error.reason : undefined
+}
 
 afterEach(() => {
   observe(undefined)
@@ -23,8 +27,12 @@ async function countCalls(operation: () => Promise<unknown>, inSequences: boolea
   return calls
 }
 
-function nodes(): string[] {
-  return readdirSync('/dev').filter((name) => name.startsWith('loop'))
+const TABLE = `label: gpt\nstart=2048, size=2048\nstart=4096, size=${OWN_LENGTH}\n`
+
+/** Nodes of that device and of its partitions, and partitions of the test wherever they are. */
+function remains(number: number): string[] {
+  const nodes = readdirSync('/dev').filter((name) => name === `loop${number}` || name.startsWith(`loop${number}p`))
+  return [...nodes, ...partitionsOfLength(OWN_LENGTH)]
 }
 
 describe('an attach that is given up at its k-th call, for every k, leaves nothing', () => {
@@ -44,21 +52,25 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
       test(`${name}, ${how}`, { timeout: limit(60_000) }, async ({ image }) => {
         if (given.partscan === 'user') needs('sfdisk')
         const file = image('disk', 8 << 20)
-        if (given.partscan === 'user') sfdisk(file, TWO)
+        if (given.partscan === 'user') sfdisk(file, TABLE)
         const number = unusedNumber()
         const options = given.number === undefined ? given : { ...given, number }
         const removeMade = async () => {
           if (options.number === undefined) return
-          await using control = await LoopControl.open()
-          await control.remove(number)
+          await removeDevice(number)
         }
-        const undisturbed: LoopDevice[] = []
-        const calls = await countCalls(async () => undisturbed.push(await attach(file, options)), inSequences)
-        for (const device of undisturbed) await device.detach()
-        await removeMade()
+        // The fewest of some attaches are those of one that no other program got in the way of.
+        let calls = Infinity
+        for (let i = 0; i < 5; i++) {
+          const attached: LoopDevice[] = []
+          calls = Math.min(calls, await countCalls(async () => attached.push(await attach(file, options)), inSequences))
+          for (const device of attached) await device.detach()
+          await removeMade()
+        }
         expect(calls).toBeGreaterThan(10)
 
-        const before = { descriptors: countDescriptors(), nodes: nodes() }
+        expect(remains(number)).toEqual([])
+        const descriptors = countDescriptors()
         const reason = new Error('enough')
         let rejected = 0
         for (let k = 1; k <= calls; k++) {
@@ -90,11 +102,13 @@ describe('an attach that is given up at its k-th call, for every k, leaves nothi
             observe(undefined)
             vi.restoreAllMocks()
             if (how !== 'out of time') expect(error, `call ${k}`).toBe(reason)
-            else expect(error, `call ${k}`).toSatisfy((e) => LoopError.is(e, 'timeout'))
+            // Contention is what kept it until then, where another program had just taken the device.
+            else expect(['timeout', 'contention'], `call ${k}: ${String(error)}`).toContain(reasonOf(error))
           }
-          expect(losetupOf(file), `call ${k}`).toBe('')
-          expect(countDescriptors(), `descriptors after call ${k}`).toBe(before.descriptors)
-          expect(nodes(), `nodes after call ${k}`).toEqual(before.nodes)
+          // Another program that was offered the same device can have it open for a moment.
+          await vi.waitFor(() => expect(losetupOf(file), `call ${k}`).toBe(''), { timeout: limit(5_000), interval: 5 })
+          expect(countDescriptors(), `descriptors after call ${k}`).toBe(descriptors)
+          expect(remains(number), `nodes and partitions after call ${k}`).toEqual([])
         }
         // before the switch to success there were many chances to give up; most of the work on partitions is after that
         if (!isOne) expect(rejected).toBeGreaterThan(options.partscan === 'user' ? 10 : calls / 4)
@@ -121,7 +135,8 @@ test('a failed attach does not remove a free device that was there, though anoth
     const file = image('disk')
     await failure('direct-io-unavailable', () => attach(file, { directIO: true, offset: 100, readOnly: true }))
     expect(sysfs(other, 'size')).toBe('0')
-    expect(sysfs(free, 'size')).toBe('0')
+    // There; another program may have attached it meanwhile
+    expect(sysfs(free, 'size')).toMatch(/^\d+$/)
   } finally {
     closeSync(fd)
     await control.remove(other)

@@ -9,17 +9,25 @@ import { blkRoSetSync } from '../../lib/ioctl.ts'
 import { readInfo } from '../../lib/observe/list.ts'
 import { parseUevent, subscribe, type Uevent } from '../../lib/kernel/uevent.ts'
 import { USER_NAMESPACE } from './environments.ts'
-import { sysfs, test, unusedNumber } from './support.ts'
+import { removeDevice, sysfs, test, unusedNumber } from './support.ts'
 
 const MiB = 1 << 20
+
+/** Whether the event is of that device while it was attached to a file in the folder. */
+function isOf(event: LoopEvent, number: number, folder: string): boolean {
+  return 'info' in event && event.number === number && (event.info.backingFile ?? '').startsWith(`${folder}/`)
+}
 
 /** What a watcher told, in order; it ends with the test. */
 class Observer {
   readonly events: LoopEvent[] = []
   readonly ended: Promise<unknown>
   readonly #controller = new AbortController()
+  readonly #folder: string
 
-  constructor() {
+  /** Of attachments of files in that folder only: the number can be another program's before and afterwards. */
+  constructor(folder: string) {
+    this.#folder = folder
     const { signal } = this.#controller
     const watcher = watch({ signal })
     onTestFinished(async () => {
@@ -37,7 +45,7 @@ class Observer {
 
   /** Of one device; whether it had to be made first is not of interest. */
   of(number: number): LoopEvent[] {
-    return this.events.filter((event) => event.type !== 'resync' && event.number === number && event.type !== 'add')
+    return this.events.filter((event) => isOf(event, number, this.#folder))
   }
 
   /** Waits until so many events of the device have come, and answers the last. */
@@ -59,6 +67,14 @@ function losetup(...words: string[]): string {
 
 function numberOf(path: string): number {
   return Number(/^\/dev\/loop(\d+)$/.exec(path)?.[1])
+}
+
+/** A device that nobody else is offered; removed with the test. */
+async function ownDevice(): Promise<{ number: number; path: string }> {
+  await using control = await LoopControl.open()
+  const number = await control.add(unusedNumber())
+  onTestFinished(() => removeDevice(number))
+  return { number, path: `/dev/loop${number}` }
 }
 
 /** This process's descriptors of watchers: uevent sockets, and eventfds, of which Node has some of its own. */
@@ -123,9 +139,9 @@ async function watching(child: Child): Promise<void> {
 }
 
 describe('watch', () => {
-  test('tells attach, resize, change and detach, each with the device as it was', async ({ image }) => {
+  test('tells attach, resize, change and detach, each with the device as it was', async ({ folder, image }) => {
     const file = image('disk')
-    const observer = new Observer()
+    const observer = new Observer(folder)
     // At once: what happens after the call of watch() is an event.
     await using device = await attach(file, { blockSize: 4096 })
     const { number } = device
@@ -148,9 +164,9 @@ describe('watch', () => {
     expect(sysfs(number, 'loop/backing_file')).toBeUndefined()
   })
 
-  test('tells what losetup does', async ({ image }) => {
+  test('tells what losetup does', async ({ folder, image }) => {
     const file = image('disk')
-    const observer = new Observer()
+    const observer = new Observer(folder)
     const path = losetup('--find', '--show', '--read-only', file)
     const number = numberOf(path)
     expect(await observer.nth(1, number)).toMatchObject({ type: 'attach', info: { backingFile: file, readOnly: true } })
@@ -158,8 +174,8 @@ describe('watch', () => {
     expect(await observer.nth(2, number)).toMatchObject({ type: 'detach', info: { backingFile: file } })
   })
 
-  test('two see the same', async ({ image }) => {
-    const observers = [new Observer(), new Observer()]
+  test('two see the same', async ({ folder, image }) => {
+    const observers = [new Observer(folder), new Observer(folder)]
     const device = await attach(image('disk'))
     for (const observer of observers) await observer.nth(1, device.number)
     await device.detach()
@@ -169,8 +185,8 @@ describe('watch', () => {
     }
   })
 
-  test('tells add and remove', async () => {
-    const observer = new Observer()
+  test('tells add and remove', async ({ folder }) => {
+    const observer = new Observer(folder)
     await using control = await LoopControl.open()
     const number = await control.add(unusedNumber())
     const own = () => observer.events.filter((event) => event.type !== 'resync' && event.number === number)
@@ -179,20 +195,20 @@ describe('watch', () => {
     await eventually(() => expect(own().slice(1)).toEqual([{ type: 'remove', number }]))
   })
 
-  test('LOOP_CHANGE_FD is a change', async ({ image }) => {
+  test('LOOP_CHANGE_FD is a change', async ({ folder, image }) => {
     const [first, second] = [image('first'), image('second')]
     await using device = await attach(first, { readOnly: true })
-    const observer = new Observer()
+    const observer = new Observer(folder)
     await device.changeBackingFile(second)
     expect(await observer.nth(1, device.number)).toMatchObject({ type: 'change', info: { backingFile: second } })
   })
 
-  test('what was detached and attached between two looks was both', async ({ image }) => {
+  test('what was detached and attached between two looks was both', async ({ folder, image }) => {
     for (const mode of ['--direct-io=off', '--read-only']) {
       const [first, second] = [image('first'), image('second')]
-      const path = losetup('--find', '--show', mode, first)
-      const number = numberOf(path)
-      const observer = new Observer()
+      const { number, path } = await ownDevice()
+      losetup(mode, path, first)
+      const observer = new Observer(folder)
       // This process does not get to look meanwhile.
       losetup('--detach', path)
       losetup(mode, path, second)
@@ -206,9 +222,9 @@ describe('watch', () => {
     }
   })
 
-  test('the events since the call wait for the first next(), in order', async ({ image }) => {
+  test('the events since the call wait for the first next(), in order', async ({ folder, image }) => {
     const watcher = watch()
-    const witness = new Observer()
+    const witness = new Observer(folder)
     const file = image('disk')
     const device = await attach(file)
     await witness.nth(1, device.number)
@@ -219,26 +235,27 @@ describe('watch', () => {
     await witness.nth(3, device.number)
     const seen: string[] = []
     for await (const event of watcher) {
-      if (event.type !== 'resync' && event.type !== 'add' && event.number === device.number) seen.push(event.type)
+      if (isOf(event, device.number, folder)) seen.push(event.type)
       if (seen.length === 3) break
     }
     expect(seen).toEqual(['attach', 'resize', 'detach'])
   })
 
-  test('where uevents were lost it says so, and how all devices are now', async ({ image }) => {
+  test('where uevents were lost it says so, and how all devices are now', async ({ folder, image }) => {
     const file = image('disk')
-    const path = losetup('--find', '--show', file)
+    const { number, path } = await ownDevice()
+    losetup(path, file)
     const other = image('other')
     await using device = await attach(other)
-    const observer = new Observer()
+    const observer = new Observer(folder)
     flood(device.number, 20_000)
     losetup('--detach', path)
     await eventually(() => expect(observer.events.some(({ type }) => type === 'resync')).toBe(true))
     const resync = observer.events.find((event) => event.type === 'resync')
     expect(resync).toMatchObject({ cause: 'overrun' })
-    expect(resync?.devices).toContainEqual(expect.objectContaining({ number: numberOf(path), attached: false }))
+    expect(resync?.devices).toContainEqual(expect.objectContaining({ number, attached: false }))
     expect(resync?.devices).toContainEqual(expect.objectContaining({ number: device.number, attached: true }))
-    expect(observer.of(numberOf(path))).toEqual([])
+    expect(observer.of(number)).toEqual([])
     // And goes on
     truncateSync(other, 2 * MiB)
     await device.refreshCapacity()
@@ -295,14 +312,14 @@ describe('without netlink', () => {
   test.for([
     ['in a network namespace of a user namespace', [...USER_NAMESPACE, '--net']],
     ['under a seccomp filter', ['python3', fileURLToPath(new URL('fixtures/no_netlink.py', import.meta.url))]],
-  ] as const)('%s it says so first, and tells what it sees', async ([, before], { image }) => {
+  ] as const)('%s it says so first, and tells what it sees', async ([, before], { folder, image }) => {
     const child = start('print', before)
     await watching(child)
     await eventually(() => expect(child.lines[1]).toMatchObject({ type: 'resync', cause: 'no-netlink' }))
     const file = image('disk')
     const device = await attach(file)
     const { number } = device
-    const own = () => child.lines.slice(2).filter((line) => (line as { number?: number }).number === number)
+    const own = () => child.lines.slice(2).filter((line) => isOf(line as LoopEvent, number, folder))
     const ofType = (type: string) => own().filter((line) => (line as LoopEvent).type === type)
     await eventually(() => expect(ofType('attach')).toMatchObject([{ info: { backingFile: file } }]))
     await device.detach()

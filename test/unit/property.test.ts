@@ -549,6 +549,9 @@ const partitionNumber = integer(1, 0x7fff_ffff)
 const partition = object({ number: partitionNumber, start: i63, length: i63 }, ['number', 'start', 'length'], false)
 const changeMembers: Members = { verify: boolean, force: boolean, onProgress: callback, signal }
 
+/** How long it may take, of what has a limit of time. */
+const wait = object({ signal, timeout })
+
 // ── every public function
 
 interface Row {
@@ -566,7 +569,8 @@ function untyped(call: Callable, self?: object): Row['call'] {
 const REACHED = new Error('it went past its checks')
 
 /** Over a handle on which any operation fails. */
-const device = Reflect.construct(LoopDevice, [{ run: () => Promise.reject(REACHED) }]) as loopctl.LoopDevice
+const reject = () => Promise.reject(REACHED)
+const device = Reflect.construct(LoopDevice, [{ run: reject, close: reject }]) as loopctl.LoopDevice
 
 const raw: Record<string, Kind[]> = {
   loopCtlAdd: [descriptor, integer(-1, 1_048_575)],
@@ -595,9 +599,9 @@ const raw: Record<string, Kind[]> = {
 
 const topLevel: Record<string, Kind[]> = {
   attach: [backingFile, attachOptions],
-  open: [deviceRef, object({ signal })],
-  list: [object({ all: boolean })],
-  find: [sought],
+  open: [deviceRef, wait],
+  list: [object({ all: boolean, signal, timeout })],
+  find: [sought, object({ unconfirmed: boolean, signal, timeout })],
   readPartitionTable: [backingFile, object({ blockSize, timeout, signal })],
   watch: [object({ signal })],
   mountImage: [backingFile, optionalTarget, object(mountImageMembers)],
@@ -608,16 +612,24 @@ const topLevel: Record<string, Kind[]> = {
 const methods: Record<string, Kind[]> = {
   setStatus: [
     object({ offset: bytes, sizeLimit: bytes, autoclear: boolean, partscan: oneOf(true), reference: tag }, [], false),
+    object({ overlap: oneOf('refuse', 'allow'), signal, timeout }),
   ],
+  status: [wait],
   changeBackingFile: [backingFile, object(changeMembers)],
   migrate: [destination, object({ ...changeMembers, sparse: boolean, overwrite: boolean })],
-  setDirectIO: [boolean],
-  setBlockSize: [blockSize],
+  refreshCapacity: [wait],
+  setDirectIO: [boolean, wait],
+  setBlockSize: [blockSize, wait],
+  partitions: [wait],
   rescanPartitions: [object({ mode: oneOf('kernel', 'user'), timeout, signal })],
-  detach: [object({ lazy: boolean, timeout, signal, unmount: boolean, onUnmount: callback })],
+  detach: [object({ lazy: boolean, force: boolean, timeout, signal, unmount: boolean, onUnmount: callback })],
   mount: [target, object({ ...mountMembers, partition: partitionRef })],
   grow: [size512, object({ partition: oneOf('last'), signal, timeout })],
-  lock: [object({ signal, timeout })],
+  lock: [wait],
+  holders: [wait],
+  flush: [wait],
+  release: [wait],
+  close: [wait],
 }
 
 const controlMethods: Record<string, Kind[]> = {
@@ -626,8 +638,11 @@ const controlMethods: Record<string, Kind[]> = {
       right: fc.oneof(deviceNumber.right, absent),
       wrong: deviceNumber.wrong.filter(({ value }) => value !== undefined),
     },
+    wait,
   ],
-  remove: [deviceNumber, object({ timeout, signal })],
+  remove: [deviceNumber, wait],
+  getFree: [wait],
+  close: [wait],
 }
 
 function member(of: object, name: string): Callable {
@@ -646,6 +661,7 @@ const rows: [name: string, row: Row][] = [
     `LoopDevice.${name}`,
     { call: untyped(member(LoopDevice.prototype, name), device), kinds },
   ]),
+  ['LoopControl.open', { call: untyped(member(LoopControl, 'open'), LoopControl), kinds: [wait] }],
   ...Object.entries(controlMethods).map(([name, kinds]): [string, Row] => [
     `LoopControl.${name}`,
     { call: (...values) => withControl(name, values), kinds },
