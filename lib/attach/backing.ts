@@ -70,11 +70,9 @@ async function openPath(given: string | Buffer, readOnly: boolean, deadline: Dea
     refuseOtherTypes(opened, path)
     clearNonBlocking(fd, path)
     if (!readOnly && isReadOnlyDevice(opened)) throw readOnlyDevice('open', path)
-    return describe(fd, opened, path, !readOnly, true, async () => {
-      await files.close(fd)
-    })
+    return await describe(fd, opened, path, !readOnly, true, () => files.closeSoon(fd))
   } catch (error) {
-    await files.close(fd)
+    await files.closeSoon(fd)
     throw error
   }
 }
@@ -122,9 +120,7 @@ async function takeDescriptor(given: number, readOnly: boolean | undefined, boun
 async function reopen(given: number, stat: files.FileStat, path: string, bound: Bound): Promise<Backing> {
   const fd = await files.open(`/proc/self/fd/${given}`, files.O_RDWR, 0, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, backingFile: path }, ROLE)
-  return describe(fd, stat, path, true, false, async () => {
-    await files.close(fd)
-  })
+  return describe(fd, stat, path, true, false, () => files.closeSoon(fd))
 }
 
 /** It can be opened for writing, and every write to it is then lost with EIO: only BLKROGET tells. */
@@ -165,9 +161,7 @@ function clearNonBlocking(fd: number, path: string): void {
 
 /** A file that was opened otherwise, and is regular. */
 export function describeRegular(fd: number, { device, inode, size }: Stat, path: string, writable: boolean): Backing {
-  const close = async (): Promise<void> => {
-    await files.close(fd)
-  }
+  const close = (): Promise<void> => files.closeSoon(fd)
   return { fd, path, writable, device, inode, rdevice: undefined, size, opened: true, close }
 }
 

@@ -190,7 +190,7 @@ function withChangeOptions(target: Command): Command {
   return target
     .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
     .addOption(new Option('--overlap <mode>', 'what if other devices have the files').choices(['refuse', 'allow']))
-    .option('--timeout <ms>', 'give up where it has not come to the switch by then (default: never)', parseWholeNumber)
+    .option('--timeout <ms>', 'give up after that (default: never)', parseWholeNumber)
 }
 
 function withAttachOptions(target: Command): Command {
