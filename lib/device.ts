@@ -107,7 +107,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   /**
    * Changes the backing file of a read-only device under its users: LOOP_CHANGE_FD. The new file has to show exactly
    * as many bytes after offset and size limit; that they are the same bytes is checked with `verify: true`. The
-   * direct I/O setting stays. Of a stack (`swappable`) the lower device is changed.
+   * direct I/O setting stays. Of a stack (`swappable`) the lower device is changed. `replaced` where another process
+   * changed offset, size limit, size or file of the device meanwhile.
    *
    * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (mounted
    *   with another filesystem than squashfs or erofs, and not `force`), `no-such-file`, `not-a-file-or-block-device`, `backed-by-itself`, `backing-loop-not-attached`,
@@ -121,11 +122,21 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * Moves the backing file to another place under the running system: copies what the device shows, flushes, verifies,
    * switches (LOOP_CHANGE_FD), so that the medium of the old file can be unmounted and ejected. The new file has the
    * device's window at the same offset; what lies outside of it is a hole. Under its final name there is never but a
-   * whole copy. Aborted, failed or killed at any moment, the device is backed by one complete file; what a kill left
-   * behind is named `.NAME.loopctl-XXXX` beside the destination, and removed by the next migrate to that place.
+   * whole copy. Aborted, failed or killed at any moment, the device is backed by one complete file.
    *
-   * @throws LoopError `not-read-only`, `destination-exists`, `no-space`, `content-differs`, `overlap`,
-   *   `would-shut-down-filesystem`, `no-such-file`, `permission`, `io`, `not-attached`, `replaced`, `closed`
+   * The copy has no name until it is whole (O_TMPFILE, where the filesystem can), and mode 0600 until the device is backed
+   * by it; then the source's mode without the write bits of group and others and those of the umask, and its owner and
+   * group where this process may set them. The owner of a file on a read-only filesystem is not taken over: he could not
+   * write to it. Extended attributes and ACLs are not copied. The folder is opened once, links on the way to it are
+   * followed only where root or this user made them, and a link in the place of the file is refused.
+   *
+   * With `overwrite` the file that is there stays whole, and locked (flock), until the switch has happened; a kill in that
+   * moment can leave it, or the copy, as `.NAME.loopctl-XXXX` beside the destination. Nothing ever removes that by its
+   * name.
+   *
+   * @throws LoopError `not-read-only`, `destination-exists`, `contention` (another migration to the same place),
+   *   `no-space`, `content-differs`, `overlap`, `would-shut-down-filesystem`, `no-such-file`, `permission`, `timeout`,
+   *   `io`, `not-attached`, `replaced`, `closed`
    */
   migrate(destination: string, options?: MigrateOptions): Promise<MigrateResult> {
     return migrate(this.#handle, destination, options)
@@ -227,10 +238,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return lockDevice(this.#handle, checkWait(options, CHANGING))
   }
 
-  /** Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. */
+  /**
+   * Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. Mounts
+   * of other mount namespaces are named by a process there (`pid`), filesystems that were unmounted lazily by the
+   * processes that are still in them (`unmounted`). From /proc, sysfs and the mount tables; no filesystem is asked.
+   */
   holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
-    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd]), deadline)
+    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd], deadline.bound), deadline)
   }
 
   /**
@@ -258,8 +273,10 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * {@link detach} with `lazy: true` for process exit handlers, without waiting. With an operation in flight it
-   * answers `'deferred'`, and the device goes when that has ended.
+   * {@link detach} with `lazy: true` for process exit handlers. It waits for no user of the device, and for the kernel and
+   * the file's filesystem for at most 1 000 ms, after which what was written last counts as lost (warning `data-lost`).
+   * With an operation in flight, or a call that does not come back, it answers `'deferred'`, and the device goes when that
+   * has ended.
    */
   detachSync(): DetachResult {
     return detachUnmountingSync(this.#handle)
@@ -285,12 +302,15 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.close(checkWait(options, CHANGING))
   }
 
-  /** Unmounts what was mounted through it; then, owned: detaches, lazily where held, without waiting; opened: closes. */
+  /**
+   * Unmounts what was mounted through it; then, owned: detaches, lazily where somebody holds it for longer than 100 ms;
+   * opened: closes.
+   */
   [Symbol.asyncDispose](): Promise<void> {
     return disposeUnmounting(this.#handle)
   }
 
-  /** As `Symbol.asyncDispose`, at once. */
+  /** As `Symbol.asyncDispose`, by {@link detachSync}: it waits for the kernel for at most 1 000 ms, and for nobody else. */
   [Symbol.dispose](): void {
     disposeUnmountingSync(this.#handle)
   }

@@ -15,7 +15,6 @@
 #include "calls.h"
 #include "environment.h"
 #include "reading.h"
-#include "room.h"
 #include "sequence.h"
 #include "sysfs.h"
 #include "uevent.h"
@@ -105,10 +104,8 @@ Value RunSync(const CallbackInfo& info) {
 
 class Row final : public Task {
  public:
-  Row(const Call& call, const Arguments& arguments, const Sizes& sizes)
-      : call_(call), arguments_(arguments), room_(RoomOf(call, arguments, sizes)) {
+  Row(const Call& call, const Arguments& arguments, const Sizes& sizes) : call_(call), arguments_(arguments) {
     // A copy, so that it stays valid on another thread whatever JavaScript does.
-    if (room_.is_one()) return;
     copy_ = std::make_unique_for_overwrite<std::byte[]>(
         std::accumulate(sizes.begin(), sizes.end(), std::size_t{0}));
     std::byte* next = copy_.get();
@@ -132,7 +129,7 @@ class Row final : public Task {
   }
 
   napi_value Answer(napi_env env, napi_value out) override {
-    if (out != nullptr && result_ >= 0 && !room_.is_one()) {
+    if (out != nullptr && result_ >= 0) {
       const auto bytes = BytesOf({env, out});
       // Transferred to another thread meanwhile: nowhere to put the answer.
       if (bytes && bytes->size() == filled_.size()) {
@@ -147,19 +144,8 @@ class Row final : public Task {
   }
 
  private:
-  // Calls with bytes of any size have no other data.
-  static std::span<const std::byte> RoomOf(const Call& call, const Arguments& arguments, const Sizes& sizes) {
-    for (std::size_t i = 0; i < kMaxParameters; ++i) {
-      const Parameter parameter = call.parameters[i];
-      if (parameter == Parameter::kBytes || parameter == Parameter::kRoom)
-        return {arguments.data[i], sizes[i]};
-    }
-    return {};
-  }
-
   const Call& call_;
   Arguments arguments_;
-  RoomUse room_;
   std::unique_ptr<std::byte[]> copy_;
   std::span<const std::byte> filled_;
   long result_ = 0;
@@ -188,7 +174,6 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitEnvironment(env, exports);
   InitSequence(env, exports);
   InitReading(env, exports);
-  InitRoom(env, exports);
   InitSysfs(env, exports);
   InitUevent(env, exports);
   return exports;

@@ -6,9 +6,10 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include <atomic>
 #include <cerrno>
@@ -17,6 +18,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "extents.h"
+#include "processes.h"
 #include "uapi.h"
 
 namespace loopctl {
@@ -28,8 +31,10 @@ constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/214748
 constexpr std::size_t kSysfsPathSize = 64;
 constexpr std::size_t kStatSize = 512;        // 17 figures of at most 20 digits
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
-constexpr std::size_t kStatFsSize = 4 * sizeof(std::uint64_t);
+constexpr std::size_t kStatfsSize = 6 * sizeof(std::uint64_t);
+constexpr std::size_t kRangeSize = 2 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
+constexpr std::size_t kNameSize = 256;      // NAME_MAX and the NUL
 constexpr std::size_t kMessageSize = 4096;  // the kernel's limit for a message of a filesystem context
 
 long Answer(long result) { return result < 0 ? -static_cast<long>(errno) : result; }
@@ -158,19 +163,6 @@ long BlkPgDelPartition(Arguments& a) { return Partition(a, BLKPG_DEL_PARTITION);
 long FcntlGetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GETFL)); }
 long FcntlSetFl(Arguments& a) { return Answer(::fcntl(a.Int(0), F_SETFL, a.Int(1))); }
 long FcntlGetSeals(Arguments& a) { return Answer(::fcntl(a.Int(0), F_GET_SEALS)); }
-long LseekData(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_DATA)); }
-long LseekHole(Arguments& a) { return Answer(::lseek(a.Int(0), static_cast<off_t>(a.U64(1)), SEEK_HOLE)); }
-// The same place in both files.
-long CopyFileRange(Arguments& a) {
-  auto in = static_cast<off_t>(a.U64(2));
-  off_t out = in;
-  return Answer(::copy_file_range(a.Int(0), &in, a.Int(1), &out, static_cast<std::size_t>(a.U64(3)), 0));
-}
-// Writes what is dirty in the page cache to the filesystem and waits for it; no flush of the disk.
-long SyncFileRange(Arguments& a) {
-  constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-  return Answer(::sync_file_range(a.Int(0), 0, 0, kAll));
-}
 // Shares the blocks of the whole file, where the filesystem can.
 long FiClone(Arguments& a) { return Ioctl(a.Int(0), FICLONE, a.Int(1)); }
 // Clean pages of the whole file leave the cache: what is read next comes from the medium.
@@ -221,16 +213,6 @@ long Access(Arguments& a) { return Answer(::access(a.Path(0), a.Int(1))); }
 long Link(Arguments& a) { return Answer(::link(a.Path(0), a.Path(1))); }
 long Rename(Arguments& a) { return Answer(::rename(a.Path(0), a.Path(1))); }
 long Unlink(Arguments& a) { return Answer(::unlink(a.Path(0))); }
-// Blocks of so many bytes: all there are, those that are free, those that are free for everybody.
-long StatFs(Arguments& a) {
-  struct statfs st{};
-  if (::statfs(a.Path(0), &st) != 0) return -errno;
-  const std::uint64_t values[] = {static_cast<std::uint64_t>(st.f_bsize), st.f_blocks, st.f_bfree,
-                                  st.f_bavail};
-  static_assert(sizeof values == kStatFsSize);
-  std::memcpy(a.data[1], values, sizeof values);
-  return 0;
-}
 // A regular file: opening a FIFO can block, and opening a device can do something to it.
 long OpenRegular(Arguments& a) {
   struct stat st{};
@@ -298,7 +280,8 @@ long SysfsSectorsWritten(Arguments& a) {
   ::close(fd);
   if (failed != 0) return failed;
   unsigned long long sectors = 0;
-  return std::sscanf(text, "%*u %*u %*u %*u %*u %*u %llu", &sectors) == 1 ? static_cast<long>(sectors) : -EINVAL;
+  return std::sscanf(text, "%*u %*u %*u %*u %*u %*u %llu", &sectors) == 1 ? static_cast<long>(sectors)
+                                                                          : -EINVAL;
 }
 long SysfsLinks(Arguments& a) {
   char path[kSysfsPathSize];
@@ -363,8 +346,15 @@ long Fsmount(Arguments& a) {
 long MoveMount(Arguments& a) {
   return Answer(::syscall(kSysMoveMount, a.Int(0), "", a.Int(1), "", kMoveMountEmptyPaths));
 }
-long Umount2(Arguments& a) { return Answer(::umount2(a.Path(0), a.Int(1))); }
-// Of the mount that the path is on; the number in mountinfo, which another mount can get later.
+// umount2(2) of a name in an open folder, so that no folder on the way is looked up again; without a name, of the
+// mount that the descriptor is of.
+long UmountAt(Arguments& a) {
+  char path[kPathSize + kNameSize];
+  const int length = std::snprintf(path, sizeof path, "/proc/self/fd/%d/%s", a.Int(0), a.Path(1));
+  if (length < 0 || static_cast<std::size_t>(length) >= sizeof path) return -ENAMETOOLONG;
+  return Answer(::umount2(path, a.Int(2)));
+}
+// Of a file, and of the mount that it is on; the number in mountinfo, which another mount can get later.
 long StatxMount(Arguments& a) {
   return Answer(
       ::syscall(SYS_statx, a.Int(0), a.Path(1), a.Int(2), STATX_BASIC_STATS | kStatxMntId, a.data[3]));
@@ -374,13 +364,71 @@ long StatxMountUnique(Arguments& a) {
   return Answer(::syscall(SYS_statx, a.Int(0), a.Path(1), a.Int(2),
                           STATX_BASIC_STATS | kStatxMntId | kStatxMntIdUnique, a.data[3]));
 }
-long Openat(Arguments& a) { return Answer(::openat(a.Int(0), a.Path(1), a.Int(2) | O_CLOEXEC)); }
-long Mkdirat(Arguments& a) { return Answer(::mkdirat(a.Int(0), a.Path(1), static_cast<mode_t>(a.Int(2)))); }
-long Unlinkat(Arguments& a) { return Answer(::unlinkat(a.Int(0), a.Path(1), a.Int(2))); }
 
 // Reserves blocks of the file, which becomes as long as that.
 long Fallocate(Arguments& a) {
   return Answer(::fallocate(a.Int(0), a.Int(1), static_cast<off_t>(a.U64(2)), static_cast<off_t>(a.U64(3))));
+}
+
+// Files relative to an open folder, or by their descriptor: a path is not looked up a second time. What is
+// made is for its owner only.
+long Openat(Arguments& a) {
+  return Answer(::openat(a.Int(0), a.Path(1), a.Int(2) | O_CLOEXEC, S_IRUSR | S_IWUSR));
+}
+// A file that was not there.
+long Createat(Arguments& a) {
+  return Answer(::openat(a.Int(0), a.Path(1), a.Int(2) | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR));
+}
+long Mkdirat(Arguments& a) { return Answer(::mkdirat(a.Int(0), a.Path(1), static_cast<mode_t>(a.Int(2)))); }
+long Unlinkat(Arguments& a) { return Answer(::unlinkat(a.Int(0), a.Path(1), a.Int(2))); }
+// The file of an O_PATH descriptor, opened: never another one than that.
+long ReopenFile(Arguments& a) {
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
+  return Answer(::open(path, a.Int(1) | O_CLOEXEC));
+}
+// The text of a link, of which there is an O_PATH descriptor: its length in bytes.
+long ReadLink(Arguments& a) {
+  return Answer(::readlinkat(a.Int(0), "", reinterpret_cast<char*>(a.data[1]), kAttributeSize));
+}
+// The name in the folder for a file that has none (O_TMPFILE). With CAP_DAC_READ_SEARCH:
+long LinkFile(Arguments& a) { return Answer(::linkat(a.Int(0), "", a.Int(1), a.Path(2), AT_EMPTY_PATH)); }
+// The same without, where /proc is mounted:
+long LinkProcFile(Arguments& a) {
+  char path[kPathSize];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", a.Int(0));
+  return Answer(::linkat(AT_FDCWD, path, a.Int(1), a.Path(2), AT_SYMLINK_FOLLOW));
+}
+// Within one folder. musl has a function only since 1.2.6.
+long Renameat2(Arguments& a) {
+  return Answer(::syscall(SYS_renameat2, a.Int(0), a.Path(1), a.Int(0), a.Path(2), a.Int(3)));
+}
+long Fchown(Arguments& a) {
+  return Answer(::fchown(a.Int(0), static_cast<uid_t>(a.Int(1)), static_cast<gid_t>(a.Int(2))));
+}
+long Fremovexattr(Arguments& a) { return Answer(::fremovexattr(a.Int(0), a.Path(1))); }
+// Writes what is dirty of a range in the page cache to the filesystem; no flush of the disk. The range: where
+// it begins, and its length, where 0 is all the rest.
+long SyncFileRange(Arguments& a) {
+  std::uint64_t range[2];
+  static_assert(sizeof range == kRangeSize);
+  std::memcpy(range, a.data[1], sizeof range);
+  return Answer(::sync_file_range(a.Int(0), static_cast<off_t>(range[0]), static_cast<off_t>(range[1]),
+                                  static_cast<unsigned>(a.Int(2))));
+}
+// The type, flags, and the size of a block, blocks in all, free ones, and those free for ordinary users.
+long Fstatfs(Arguments& a) {
+  struct statfs st{};
+  if (::fstatfs(a.Int(0), &st) != 0) return -errno;
+  const std::uint64_t numbers[] = {static_cast<std::uint64_t>(st.f_type),
+                                   static_cast<std::uint64_t>(st.f_flags),
+                                   static_cast<std::uint64_t>(st.f_bsize),
+                                   st.f_blocks,
+                                   st.f_bfree,
+                                   st.f_bavail};
+  static_assert(sizeof numbers == kStatfsSize);
+  std::memcpy(a.data[1], numbers, sizeof numbers);
+  return 0;
 }
 
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
@@ -417,9 +465,6 @@ constexpr Call kCalls[] = {
     {"flock", Flock, {kFd, kInt}},
     {"leaseProbe", LeaseProbe, {kFd}},
     {"leaseProbeRead", LeaseProbeRead, {kFd}},
-    {"lseekData", LseekData, {kFd, kU64}},
-    {"lseekHole", LseekHole, {kFd, kU64}},
-    {"copyFileRange", CopyFileRange, {kFd, kFd, kU64, kU64}},
     {"ficlone", FiClone, {kFd, kFd}},
     {"fadviseDontNeed", FadviseDontNeed, {kFd}},
     {"statx", Statx, {kFd, kOut}, sizeof(struct statx)},
@@ -435,7 +480,6 @@ constexpr Call kCalls[] = {
     {"link", Link, {kPath, kPath}, 0, Effect::kNames},
     {"rename", Rename, {kPath, kPath}},
     {"unlink", Unlink, {kPath}},
-    {"statfs", StatFs, {kPath, kOut}, kStatFsSize},
     {"close", Close, {kFd}, 0, Effect::kCloses},
     {"fsync", Fsync, {kFd}},
     {"open", Open, {kPath, kInt}, 0, Effect::kOpens},
@@ -447,7 +491,6 @@ constexpr Call kCalls[] = {
     {"sysfsLoop", SysfsLoop, {kInt}},
     {"sysfsAutoclear", SysfsAutoclear, {kInt}},
     {"sysfsSectorsWritten", SysfsSectorsWritten, {kInt}},
-    {"syncFileRange", SyncFileRange, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
     {"loopGetFlags", LoopGetFlags, {kFd}},
     {"mknodBlockAt", MknodBlockAt, {kFd, kPath, kInt, kInt}},
@@ -460,13 +503,26 @@ constexpr Call kCalls[] = {
     {"fsMessage", FsMessage, {kFd, kOut}, kMessageSize},
     {"fsmount", Fsmount, {kFd, kInt}, 0, Effect::kOpens},
     {"moveMount", MoveMount, {kFd, kFd}},
-    {"umount2", Umount2, {kPath, kInt}},
+    {"umountAt", UmountAt, {kFd, kPath, kInt}},
     {"statxMount", StatxMount, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
     {"statxMountUnique", StatxMountUnique, {kFd, kPath, kInt, kOut}, sizeof(struct statx)},
     {"openat", Openat, {kFd, kPath, kInt}, 0, Effect::kOpens},
-    {"mkdirat", Mkdirat, {kFd, kPath, kInt}},
+    {"mkdirat", Mkdirat, {kFd, kPath, kInt}, 0, Effect::kMakes},
     {"unlinkat", Unlinkat, {kFd, kPath, kInt}},
+    {"readLink", ReadLink, {kFd, kOut}, kAttributeSize},
     {"fallocate", Fallocate, {kFd, kInt, kU64, kU64}},
+    {"createat", Createat, {kFd, kPath, kInt}, 0, Effect::kCreates},
+    {"reopenFile", ReopenFile, {kFd, kInt}, 0, Effect::kOpens},
+    {"linkFile", LinkFile, {kFd, kFd, kPath}, 0, Effect::kNames},
+    {"linkProcFile", LinkProcFile, {kFd, kFd, kPath}, 0, Effect::kNames},
+    {"renameat2", Renameat2, {kFd, kPath, kPath, kInt}, 0, Effect::kMoves},
+    {"fchown", Fchown, {kFd, kInt, kInt}},
+    {"fremovexattr", Fremovexattr, {kFd, kPath}},
+    {"syncFileRange", SyncFileRange, {kFd, kIn, kInt}, kRangeSize},
+    {"fstatfs", Fstatfs, {kFd, kOut}, kStatfsSize},
+    {"copyExtents", CopyExtents, {kFd, kFd, kOut}, kCopySize},
+    {"compareExtents", CompareExtents, {kFd, kFd, kOut}, kComparisonSize},
+    {"processUse", ReadProcessUse, {kInt, kOut}, kProcessUseSize},
     {"pageSize", PageSize, {}},
 };
 

@@ -30,8 +30,11 @@ enum class Effect : std::uint8_t {
   kAttaches,  // the device of the first argument
   kDetaches,  // the same
   kAdds,      // the answer is the number of a new device
-  kNames,     // its last path is there now
+  kNames,     // its last path is there now, in the folder of the descriptor before it if there is one
   kCreates,   // that, and the answer is a new descriptor
+  kMoves,     // from the first path to the second one, in the folder of the first argument; with flags at the
+              // end
+  kMakes,     // a folder of that name is in the folder of the first argument now
 };
 
 // What a call is given: numbers, and where its data is; for kBytes and kRoom the value is the size.

@@ -1,8 +1,11 @@
 #include "effects.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
+#include <ranges>
 
 namespace loopctl {
 namespace {
@@ -13,12 +16,18 @@ dev_t DeviceOf(int fd) {
   return ::fstat(fd, &st) == 0 && S_ISBLK(st.st_mode) ? st.st_rdev : 0;
 }
 
-const char* LastPath(const Call& call, const Arguments& arguments) {
-  for (std::size_t i = kMaxParameters; i-- > 0;) {
-    if (call.parameters[i] == Parameter::kPath) return arguments.Path(i);
-  }
-  return "";
+std::size_t LastPath(const Call& call) {
+  std::size_t i = kMaxParameters - 1;
+  while (call.parameters[i] != Parameter::kPath) --i;
+  return i;
 }
+
+int FolderOf(const Call& call, const Arguments& arguments, std::size_t path) {
+  return path > 0 && call.parameters[path - 1] == Parameter::kFd ? arguments.Int(path - 1) : AT_FDCWD;
+}
+
+// A descriptor that is no folder's, nor the one that stands for the working directory.
+constexpr int kClosed = -1;
 
 }  // namespace
 
@@ -47,10 +56,24 @@ void Effects::Note(const Call& call, const Arguments& arguments, long answer) {
     case Effect::kCreates:
       opened_.push_back(static_cast<int>(answer));
       [[fallthrough]];
-    case Effect::kNames:
-      named_.emplace_back(LastPath(call, arguments));
+    case Effect::kNames: {
+      const std::size_t path = LastPath(call);
+      Name(FolderOf(call, arguments, path), arguments.Path(path), "", 0);
+      break;
+    }
+    case Effect::kMoves:
+      Name(fd, arguments.Path(2), arguments.Path(1), static_cast<unsigned>(arguments.Int(3)));
+      break;
+    case Effect::kMakes:
+      made_.push_back({fd, arguments.Path(LastPath(call))});
       break;
   }
+}
+
+void Effects::Name(int folder, const char* name, const char* from, unsigned flags) {
+  struct stat st{};
+  if (::fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW) != 0) return;
+  named_.push_back({folder, name, st.st_dev, st.st_ino, from, flags});
 }
 
 bool Effects::HasOpened(int fd) const {
@@ -64,6 +87,12 @@ void Effects::Closed(int fd) {
   }
   for (Addition& each : added_) {
     if (each.control == fd) each.control = -1;
+  }
+  for (Naming& each : named_) {
+    if (each.folder == fd) each.folder = kClosed;
+  }
+  for (Folder& each : made_) {
+    if (each.parent == fd) each.parent = -1;
   }
 }
 
@@ -80,8 +109,25 @@ void Effects::Detach(const Attachment& attachment) const {
   if (DeviceOf(fd) == attachment.device) DetachDevice(fd);
 }
 
+// Not where another file has the name by now. What a move has replaced is gone: that one is left as it is.
+void Effects::TakeBack(const Naming& naming) {
+  struct stat st{};
+  if (::fstatat(naming.folder, naming.name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return;
+  if (st.st_dev != naming.device || st.st_ino != naming.inode) return;
+  if (naming.from.empty()) {
+    ::unlinkat(naming.folder, naming.name.c_str(), 0);
+  } else if (naming.flags != 0) {
+    ::syscall(SYS_renameat2, naming.folder, naming.name.c_str(), naming.folder, naming.from.c_str(),
+              naming.flags);
+  }
+}
+
 void Effects::Undo() {
   for (const Attachment& each : attached_) Detach(each);
+  for (const Naming& each : std::views::reverse(named_)) TakeBack(each);
+  for (const Folder& each : made_) {
+    if (each.parent >= 0) ::unlinkat(each.parent, each.name.c_str(), AT_REMOVEDIR);
+  }
   // A device that is open cannot be removed, and loop-control has to be open to remove it.
   const auto removes = [this](int fd) {
     return std::any_of(added_.begin(), added_.end(),
@@ -96,7 +142,6 @@ void Effects::Undo() {
   for (const int fd : opened_) {
     if (removes(fd)) ::close(fd);
   }
-  for (const std::string& path : named_) ::unlink(path.c_str());
   *this = Effects();
 }
 

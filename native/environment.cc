@@ -1,5 +1,6 @@
 #include "environment.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <cmath>
 #include <utility>
@@ -7,8 +8,11 @@
 namespace loopctl {
 namespace {
 
-// How long the end of an environment waits for descriptors to be closed.
+// How long the end of an environment waits for what it has under way to be undone, and to be closed.
 constexpr std::int64_t kEndMs = 1'000;
+
+// An environment that ends here ends with the process, which closes all by itself.
+bool IsMainThread() { return ::syscall(SYS_gettid) == ::getpid(); }
 
 // Of the calls that are under way: what one is called by JavaScript is made of these.
 constexpr double kSlots = 1 << 24;
@@ -20,6 +24,8 @@ long Task::Make(const Call& call, Arguments& arguments) {
   // Not after close(2): the number may be another's by then.
   if (call.effect == Effect::kCloses && !effects_.HasOpened(arguments.Int(0))) {
     environment_->Disown(arguments.Int(0));
+    // Given up on before it was disowned.
+    if (is_given_up()) Workers::Get().CloseLeft(*this, arguments.Int(0));
   }
   const long answer = call.run(arguments);
   if (call.effect != Effect::kNone) effects_.Note(call, arguments, answer);
@@ -96,11 +102,32 @@ void Environment::Forget(Task& task) {
   task.out_ = nullptr;
 }
 
-int Environment::GiveUp(double id) {
+Task* Environment::Find(double id) const {
+  if (!(id >= 0 && id < kSlots * kRounds)) return nullptr;
   const double round = std::floor(id / kSlots);
   const auto at = static_cast<std::size_t>(id - round * kSlots);
-  if (at >= slots_.size() || slots_[at].round != round) return 0;
-  Task* task = slots_[at].task;
+  return at < slots_.size() && slots_[at].round == round ? slots_[at].task : nullptr;
+}
+
+napi_value Environment::Wait(double id, std::int64_t ms) {
+  Task* task = Find(id);
+  if (task == nullptr) return nullptr;
+  {
+    const std::int64_t end = NowMs() + ms;
+    const Lock lock(mutex_);
+    while (!task->is_delivered_) {
+      if (!delivered_.WaitUntil(mutex_, end) && !task->is_delivered_) return nullptr;
+    }
+    done_.Remove(*task);
+  }
+  napi_value answer = SettleOne(*task);
+  delete task;
+  Release();
+  return answer;
+}
+
+int Environment::GiveUp(double id) {
+  Task* task = Find(id);
   if (task == nullptr || task->is_given_up()) return 0;
   switch (Workers::Get().GiveUp(*task)) {
     case Workers::GivenUp::kHasComeBack:
@@ -127,20 +154,21 @@ void Environment::SettleAll() {
   }
   while (Task* task = done.first()) {
     done.Remove(*task);
+    napi_handle_scope scope = nullptr;
+    ::napi_open_handle_scope(env_, &scope);
     SettleOne(*task);
+    ::napi_close_handle_scope(env_, scope);
     delete task;
     Release();
   }
 }
 
-void Environment::SettleOne(Task& task) {
+napi_value Environment::SettleOne(Task& task) {
   if (!task.is_given_up()) {
     ExpectNoMore();
     for (const int fd : task.effects_.opened()) Own(fd);
   }
   Vacate(task);
-  napi_handle_scope scope = nullptr;
-  ::napi_open_handle_scope(env_, &scope);
   napi_value out = nullptr;
   if (task.out_ != nullptr) ::napi_get_reference_value(env_, task.out_, &out);
   napi_value answer = task.Answer(env_, out);
@@ -153,7 +181,7 @@ void Environment::SettleOne(Task& task) {
     ::napi_resolve_deferred(env_, task.deferred_, answer);
   }
   Forget(task);
-  ::napi_close_handle_scope(env_, scope);
+  return answer;
 }
 
 // What becomes of an environment that ends: what has come back and was not told is undone, and all is closed.
@@ -171,9 +199,6 @@ class Environment::LastTask final : public Task {
       ending_.Release();
     }
     for (const int fd : descriptors_) ::close(fd);
-    const Lock lock(ending_.mutex_);
-    ending_.has_ended_ = true;
-    ending_.ended_.Signal();
   }
   napi_value Answer(napi_env, napi_value) override { return nullptr; }
 
@@ -184,6 +209,23 @@ class Environment::LastTask final : public Task {
   std::vector<int> descriptors_;
 };
 
+void Environment::Drop(Task& task) {
+  if (!task.is_given_up()) task.Undo();
+  const bool is_awaited = task.is_awaited_;
+  delete &task;
+  if (is_awaited) {
+    const Lock lock(mutex_);
+    if (--awaited_ == 0) ended_.Signal();
+  }
+  Release();
+}
+
+// What hangs as long already will not come back in time; at the end of the process nothing is waited for.
+bool Environment::IsAwaited(const Task& task) const {
+  return !task.is_delivered_ && !IsMainThread() && NowMs() - task.started_ < kEndMs;
+}
+
+// Whoever waits for a worker thread to end finds its devices detached and its descriptors closed.
 void Environment::End() {
   Lock lock(mutex_);
   is_open_ = false;
@@ -191,10 +233,16 @@ void Environment::End() {
   const TaskList undone = std::exchange(done_, {});
   for (const Slot& slot : slots_) {
     if (slot.task == nullptr) continue;
-    Forget(*slot.task);
-    if (Workers::Get().GiveUp(*slot.task) != Workers::GivenUp::kHasNotBegun) continue;
-    delete slot.task;
-    Release();
+    Task& task = *slot.task;
+    Forget(task);
+    const bool was_given_up = task.is_given_up();
+    if (Workers::Get().GiveUp(task) == Workers::GivenUp::kHasNotBegun) {
+      delete &task;
+      Release();
+    } else if (!was_given_up && IsAwaited(task)) {
+      task.is_awaited_ = true;
+      awaited_++;
+    }
   }
   std::vector<int> descriptors;
   for (std::size_t fd = 0; fd < owned_.size(); ++fd) {
@@ -206,19 +254,20 @@ void Environment::End() {
   if (!undone.empty() || !descriptors.empty()) {
     auto* last = new LastTask(*this, undone, std::move(descriptors));
     last->environment_ = this;
+    last->is_awaited_ = true;
+    awaited_++;
     Acquire();
-    const std::int64_t end = NowMs() + kEndMs;
-    if (Workers::Get().Submit(*last, Urgency::kClosing)) {
-      while (!has_ended_ && ended_.WaitUntil(mutex_, end)) {
-      }
-    } else {
+    if (!Workers::Get().Submit(*last, Urgency::kClosing)) {
       lock.Release();
       last->Run();
-      delete last;
-      Release();
+      Drop(*last);
+      lock.Take();
     }
   }
-  if (lock.is_held()) lock.Release();
+  const std::int64_t end = NowMs() + kEndMs;
+  while (awaited_ > 0 && ended_.WaitUntil(mutex_, end)) {
+  }
+  lock.Release();
   Release();
 }
 
@@ -252,13 +301,24 @@ Napi::Value LastCall(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Environment::Of(info.Env()).last());
 }
 
+// waitSync(call, milliseconds): its answer, once it has come back, and then its promise has settled too;
+// null, it has not come back in that time. The thread of JavaScript does nothing else meanwhile.
+Napi::Value Wait(const Napi::CallbackInfo& info) {
+  if (info.Length() != 2 || !info[0].IsNumber() || !info[1].IsNumber()) {
+    Refuse(info, "waitSync: expected what lastCallSync gave, and milliseconds");
+    return {};
+  }
+  const std::int64_t ms = info[1].As<Napi::Number>().Int64Value();
+  napi_value answer = Environment::Of(info.Env()).Wait(info[0].As<Napi::Number>().DoubleValue(), ms);
+  return answer == nullptr ? info.Env().Null() : Napi::Value(info.Env(), answer);
+}
+
 // giveUpSync(call): 0, it has come back; 1, it had not begun, and never will: its promise is undefined; 2, it
 // is left to its thread, and its promise is settled when that has come back and has undone what it did.
 Napi::Value GiveUp(const Napi::CallbackInfo& info) {
   if (!TakesNumber(info, "giveUpSync: expected what lastCallSync gave")) return {};
   const double id = info[0].As<Napi::Number>().DoubleValue();
-  return Napi::Number::New(info.Env(),
-                           id >= 0 && id < kSlots * kRounds ? Environment::Of(info.Env()).GiveUp(id) : 0);
+  return Napi::Number::New(info.Env(), Environment::Of(info.Env()).GiveUp(id));
 }
 
 // leaveSync(fd): 1, the descriptor is left to the thread of a call that was given up on, and closed when that
@@ -293,6 +353,7 @@ void InitEnvironment(Napi::Env env, Napi::Object exports) {
     return;
   }
   exports.Set("lastCallSync", Napi::Function::New<LastCall>(env, "lastCallSync"));
+  exports.Set("waitSync", Napi::Function::New<Wait>(env, "waitSync"));
   exports.Set("giveUpSync", Napi::Function::New<GiveUp>(env, "giveUpSync"));
   exports.Set("leaveSync", Napi::Function::New<Leave>(env, "leaveSync"));
   exports.Set("workersSync", Napi::Function::New<CountWorkers>(env, "workersSync"));

@@ -22,7 +22,7 @@ Napi::Value Start(Napi::Env env, std::unique_ptr<Task> task, Napi::Value out,
 // One row of Calls(), now.
 long MakeNow(Napi::Env env, const Call& call, Arguments& arguments);
 
-// Adds lastCallSync, giveUpSync, leaveSync and workersSync; called before anything is started.
+// Adds lastCallSync, waitSync, giveUpSync, leaveSync and workersSync; called before anything is started.
 void InitEnvironment(Napi::Env env, Napi::Object exports);
 
 class Environment {
@@ -50,6 +50,8 @@ class Environment {
   }
 
   bool Start(std::unique_ptr<Task> task, napi_value out, Urgency urgency, napi_value* promise);
+  // The answer, where the call comes back in that time; else nullptr.
+  napi_value Wait(double id, std::int64_t ms);
   // As giveUpSync answers.
   int GiveUp(double id);
   double last() const { return last_; }
@@ -58,12 +60,17 @@ class Environment {
   bool Deliver(Task& task) {
     const Lock lock(mutex_);
     if (!is_open_) return false;
+    task.is_delivered_ = true;
     done_.Push(task);
+    delivered_.Signal();
     if (!is_signalled_) {
       is_signalled_ = ::napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking) == napi_ok;
     }
     return true;
   }
+
+  // On the task's thread, after Deliver() has answered false: undoes and deletes it.
+  void Drop(Task& task);
 
   void Own(int fd) {
     const Lock lock(mutex_);
@@ -100,14 +107,17 @@ class Environment {
   static void End(void* self) { static_cast<Environment*>(self)->End(); }
 
   void SettleAll();
-  void SettleOne(Task& task);
+  napi_value SettleOne(Task& task);
   void End();
+  // Nullptr where it has settled.
+  Task* Find(double id) const;
   void Occupy(Task& task);
   void Vacate(Task& task);
   void Expect();
   void ExpectNoMore();
   void Forget(Task& task);
   void Discard(Task& task);
+  bool IsAwaited(const Task& task) const;
 
   const napi_env env_;
   napi_threadsafe_function function_ = nullptr;
@@ -121,10 +131,11 @@ class Environment {
 
   // Who holds it may take that of the workers; never the other way round.
   pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  Condition delivered_;
   Condition ended_;
   bool is_open_ = true;
   bool is_signalled_ = false;
-  bool has_ended_ = false;
+  unsigned awaited_ = 0;  // tasks that the end waits for
   TaskList done_;
   std::vector<bool> owned_;  // by descriptor
 };

@@ -161,13 +161,16 @@ class Sequence final : public Task {
   Tape tape_;
 };
 
-// sequenceRun(count, tape): a promise; the tape has the answers then.
+// sequenceRun(count, tape, closes): a promise; the tape has the answers then. `closes`: it lets go of what is
+// open, and so may begin although many calls do not come back.
 Napi::Value Run(const Napi::CallbackInfo& info) {
-  if (const auto bytes = BytesOf(info[1]); bytes && info.Length() == 2 && info[0].IsNumber()) {
+  const auto bytes = BytesOf(info[1]);
+  if (bytes && info.Length() == 3 && info[0].IsNumber() && info[2].IsBoolean()) {
+    const Urgency urgency = info[2].As<Napi::Boolean>().Value() ? Urgency::kClosing : Urgency::kUsual;
     const auto count = info[0].As<Napi::Number>().Uint32Value();
     Tape tape(bytes->begin(), bytes->end());
     if (IsSound(count, tape)) {
-      return Start(info.Env(), std::make_unique<Sequence>(count, std::move(tape)), info[1]);
+      return Start(info.Env(), std::make_unique<Sequence>(count, std::move(tape)), info[1], urgency);
     }
   }
   Napi::TypeError::New(info.Env(), "sequenceRun: expected a number of steps, and the tape that holds them")

@@ -50,6 +50,8 @@ class Task {
   napi_deferred deferred_ = nullptr;
   napi_ref out_ = nullptr;
   std::uint32_t slot_ = 0;
+  bool is_delivered_ = false;
+  bool is_awaited_ = false;  // by an environment that ends
 
   // These are the pool's.
   std::atomic<bool> given_up_ = false;

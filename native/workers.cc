@@ -93,6 +93,11 @@ bool Workers::Leave(int fd) {
   return LeaveLocked(fd);
 }
 
+void Workers::CloseLeft(Task& task, int fd) {
+  const Lock lock(mutex_);
+  std::erase(task.left_, fd);
+}
+
 Workers::Counts Workers::counts() {
   const Lock lock(mutex_);
   return counts_;
@@ -277,11 +282,7 @@ void Workers::Finish(Task& task) {
       ::close(fd);
     }
   }
-  if (!environment.Deliver(task)) {
-    if (!task.is_given_up()) task.Undo();
-    delete &task;
-    environment.Release();
-  }
+  if (!environment.Deliver(task)) environment.Drop(task);
 }
 
 }  // namespace loopctl

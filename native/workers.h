@@ -43,6 +43,9 @@ class Workers {
   // Whether a call that was given up on uses the descriptor, which it then closes when it has come back.
   bool Leave(int fd);
 
+  // The task closes the descriptor itself: it is not left to it any more.
+  void CloseLeft(Task& task, int fd);
+
   Counts counts();
 
  private:

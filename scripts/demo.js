@@ -25,6 +25,8 @@ const { step, say, sayTable } = new Narrator(story, signal)
 let disk
 /** @type {import('loopctl').LoopDevice | undefined} */
 let system
+/** @type {import('loopctl').Mount | undefined} */
+let mount
 /** @type {Reader | undefined} */
 let reader
 
@@ -38,8 +40,7 @@ async function story(folder) {
 
   await step('It is a disk like any other: mkfs, mount, write, read.')
   await run('mkfs.ext4', '-q', disk.path)
-  mkdirSync('mnt')
-  await run('mount', disk.path, 'mnt')
+  mount = await disk.mount('mnt', { makeTarget: true })
   writeFileSync('mnt/letter', 'written through the filesystem')
   say(readFileSync('mnt/letter', 'utf8'))
 
@@ -47,7 +48,7 @@ async function story(folder) {
   await disk.detach().catch(({ reason, holders }) => say(reason, holders))
 
   await step('Unmounted, it goes; what was written is in the file.')
-  await unmount('mnt')
+  await unmount(mount)
   say(await disk.detach())
   say(readFileSync('disk.img').includes('written through the filesystem'))
 
@@ -60,7 +61,7 @@ async function story(folder) {
   await step('It is mounted. Swappable: a device on a device, and ext4 on top.')
   const options = { readOnly: true, swappable: true }
   system = await attach('cd/system.img', options)
-  await run('mount', '-o', 'ro', system.path, 'mnt')
+  mount = await system.mount('mnt')
   const { lower = NaN } = await system.status()
   say(`${system.path} on /dev/loop${lower} on cd/system.img`)
 
@@ -89,7 +90,7 @@ async function story(folder) {
 
   await step('All is let go: the program, the mount, both devices.')
   await reader.stop()
-  await unmount('mnt')
+  await unmount(mount)
   say(await system.detach())
 
   await step('Nothing is left: asked of list(), sysfs and the mount table.')
@@ -117,7 +118,7 @@ async function tell() {
   } catch (error) {
     errors.push(error)
   }
-  const more = await takeBack(folder, reader, [system, disk])
+  const more = await takeBack(folder, reader, mount, [system, disk])
   // Only now: a Ctrl-C also ends a program that has just been started, which can be seen before the Ctrl-C itself.
   if (signal.aborted) errors.length = 0
   for (const error of [...errors, ...more]) complain(error)

@@ -1,5 +1,5 @@
 /**
- * All that a kernel can lack without the tests failing: a test that needs it is skipped, with the reason that is told
+ * All that a kernel, and what runs on it from the start, can lack without the tests failing: a test that needs it is skipped, with the reason that is told
  * here. A tool that is missing is another matter: test/needs.ts.
  */
 
@@ -16,10 +16,19 @@ interface Lack {
 export const LACKS = {
   'btrfs': filesystem('btrfs', 'CONFIG_BTRFS_FS'),
   'erofs': filesystem('erofs', 'CONFIG_EROFS_FS'),
+  'exfat': filesystem('exfat', 'CONFIG_EXFAT_FS'),
+  'f2fs': filesystem('f2fs', 'CONFIG_F2FS_FS'),
   'fuse': filesystem('fuse', 'CONFIG_FUSE_FS'),
+  'iso9660': filesystem('iso9660', 'CONFIG_ISO9660_FS'),
+  'ntfs3': filesystem('ntfs3', 'CONFIG_NTFS3_FS'),
   'squashfs': filesystem('squashfs', 'CONFIG_SQUASHFS'),
+  'udf': filesystem('udf', 'CONFIG_UDF_FS'),
   'vfat': filesystem('vfat', 'CONFIG_VFAT_FS'),
   'xfs': filesystem('xfs', 'CONFIG_XFS_FS'),
+  'udev': {
+    reason: 'no udev is running: it is in the guests of scripts/vm-test',
+    isLacking: () => !existsSync('/run/udev/control'),
+  },
   'seccomp filters': {
     reason: 'the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER), by which ioctls are made to fail',
     isLacking: () => !existsSync('/proc/sys/kernel/seccomp/actions_avail'),

@@ -50,23 +50,32 @@ export async function changeBackingFile({ workshop, baseline, turns }) {
   }
 }
 
-const SIZE = 2 * 2 ** 30
-const PIECES = 50
-const PIECE = 4 * 2 ** 20
+const MiB = 2 ** 20
 
-/** Pieces of random bytes, evenly spread: the rest are holes. @param {string} path */
-function fill(path) {
+/** Files to be moved: data evenly spread over `size` in pieces, the rest are holes. */
+const IMAGES = [
+  { name: '256 MiB of data', size: 256 * MiB, pieces: 64, piece: 4 * MiB },
+  { name: '200 MiB of data in 2 GiB', size: 2048 * MiB, pieces: 50, piece: 4 * MiB },
+]
+
+/** Pieces of random bytes. @param {string} path @param {(typeof IMAGES)[number]} image */
+function fill(path, { size, pieces, piece }) {
   const fd = openSync(path, 'r+')
-  const piece = randomFillSync(Buffer.alloc(PIECE))
-  for (let i = 0; i < PIECES; i++) writeSync(fd, piece, 0, PIECE, i * Math.floor(SIZE / PIECES))
+  const bytes = randomFillSync(Buffer.alloc(piece))
+  for (let i = 0; i < pieces; i++) writeSync(fd, bytes, 0, piece, i * Math.floor(size / pieces))
   closeSync(fd)
   execFileSync('sync', ['-f', path])
 }
 
 /** @param {Bench} bench */
-export async function migrate({ workshop, turns }) {
-  const image = workshop.image(workshop.disk, 'sparse', SIZE)
-  fill(image)
+export async function migrate(bench) {
+  for (const image of IMAGES) await migrateImage(bench, image)
+}
+
+/** @param {Bench} bench @param {(typeof IMAGES)[number]} kind */
+async function migrateImage({ workshop, turns }, kind) {
+  const image = workshop.image(workshop.disk, 'image', kind.size)
+  fill(image, kind)
   const copy = join(workshop.disk, 'copy')
   const device = await attach(image, { readOnly: true })
   const copyAndSync = () => {
@@ -83,7 +92,7 @@ export async function migrate({ workshop, turns }) {
   }
   try {
     await turns(
-      'migrate, 200 MiB of data in 2 GiB, on ext4',
+      `migrate, ${kind.name}, on ext4`,
       {
         'cp, sync': measure(copyAndSync),
         'cp, sync, cmp': measure(() => {

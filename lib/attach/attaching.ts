@@ -33,6 +33,8 @@ export class Attaching {
   number: Planned = -1
   /** The descriptor of the device that LOOP_CONFIGURE is given. */
   device: Planned = -1
+  /** The descriptor that the handle gets, where it has to be locked before the device is configured. */
+  locked: Planned = -1
   /** The disk sequence number of the attachment; undefined before kernel 5.15. */
   diskSeq: number | undefined
   /** LOOP_CONFIGURE has succeeded: from here on undoing means LOOP_CLR_FD. */

@@ -1,77 +1,125 @@
 /** LOOP_CHANGE_FD: another file of the same content under a read-only device in use. */
 
 import { type Backing, openBacking } from '../attach/backing.ts'
-import { type BackingFile, checkBackingFile, checkBoolean, checkFunction, checkOptions } from '../common/arguments.ts'
-import { checkDeadline } from '../common/deadline.ts'
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkBoolean,
+  checkFunction,
+  checkOptions,
+  wrongValue,
+} from '../common/arguments.ts'
+import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 import { sizeDifference } from '../errors/evidence.ts'
-import { type Handle, readSize } from '../handle/handle.ts'
+import { cleaningUp } from '../errors/given-up.ts'
+import type { Handle } from '../handle/handle.ts'
 import { onBackingDevice } from '../handle/lower.ts'
-import { type LoopInfo64, visibleSize } from '../kernel/uapi.ts'
+import { closeSoon } from '../kernel/files.ts'
+import { visibleSize } from '../kernel/uapi.ts'
 import { compareContents } from './compare.ts'
 import { guardFilesystem } from './mounted-guard.ts'
-import { type Progress, reporter } from './progress.ts'
-import { CHANGE, letGo, openPresent, readChangeable, refuseOverlap, switchBackingFile } from './switch.ts'
+import { CHANGE, refuseOverlap } from './overlap.ts'
+import { assertNotOver, type Progress, reporter } from './progress.ts'
+import { openPresent, readChangeable, type Shown, switchBackingFile, switching } from './switch.ts'
 
-export interface ChangeOptions {
+export interface ChangeOptions extends Wait {
   /** Compare the new file with the present one first; `content-differs` where they are not the same. Default false. */
   verify?: boolean | undefined
   /** Change it even under a mounted filesystem, which the kernel may shut down (K2). Default false. */
   force?: boolean | undefined
+  /**
+   * `refuse`, the default: `overlap` where another loop device that can write has the new file, or for `migrate` the file
+   * that is to be replaced is attached or in use as swap. `allow`: nothing of that is looked at.
+   */
+  overlap?: 'refuse' | 'allow' | undefined
   /** Called at least once before the switch; an exception in it aborts and rejects. */
   onProgress?: ((progress: Progress) => void) | undefined
   /** Gives up and rejects with the signal's reason; without effect once the switch has begun. */
   signal?: AbortSignal | undefined
+  /**
+   * Milliseconds for the whole of it, which ends then also where the kernel does not answer; 0, the default: any time.
+   * After the switch has begun, the error says that what came of it is not known.
+   */
+  timeout?: number | undefined
 }
+
+/** The options that a change has in common with a migration, checked and complete but for `verify`. */
+export interface Checked {
+  force: boolean
+  overlap: 'refuse' | 'allow'
+  onProgress: ((progress: Progress) => void) | undefined
+}
+
+export function checkChange({ force, overlap, onProgress }: ChangeOptions): Checked {
+  if (overlap !== undefined && overlap !== 'refuse' && overlap !== 'allow') {
+    throw wrongValue('overlap', "must be 'refuse' or 'allow'")
+  }
+  return {
+    force: force === undefined ? false : checkBoolean('force', force),
+    overlap: overlap ?? 'refuse',
+    onProgress: onProgress === undefined ? undefined : checkFunction('onProgress', onProgress),
+  }
+}
+
+/** The names of {@link ChangeOptions}. */
+export const CHANGE_OPTIONS = ['verify', 'force', 'overlap', 'onProgress', 'signal', 'timeout'] as const
 
 /** Everything checked before the ioctl; read back after it. */
 export async function changeBackingFile(handle: Handle, file: BackingFile, options?: ChangeOptions): Promise<void> {
-  const given = checkOptions(options, ['verify', 'force', 'onProgress', 'signal'])
+  const given = checkOptions(options, CHANGE_OPTIONS)
   const argument = checkBackingFile(file)
   const verify = given.verify === undefined ? false : checkBoolean('verify', given.verify)
-  const force = given.force === undefined ? false : checkBoolean('force', given.force)
-  const onProgress = given.onProgress === undefined ? undefined : checkFunction('onProgress', given.onProgress)
-  // It reads and compares as long as the file is long: only the signal ends it.
-  const deadline = checkDeadline({ signal: given.signal }, Number.POSITIVE_INFINITY)
+  const { force, overlap, onProgress } = checkChange(given)
+  // It reads and compares as long as the file is long.
+  const deadline = checkChangeDeadline(given)
   return handle.run(async () => {
-    deadline.throwIfAborted()
+    assertNotOver(deadline, handle.path)
     await handle.readInfo()
     await onBackingDevice(handle, async (target) => {
-      const info = await readChangeable(target)
-      if (!force) await letGo(await guardFilesystem(target))
-      const present = await openPresent(target, info)
-      try {
-        const backing = await openBacking(argument, true, deadline)
-        try {
-          const size = checkSize(target, info, backing)
-          await refuseOverlap(target, backing, info)
-          const report = reporter(size, onProgress)
-          if (verify) {
-            const candidate = { fd: backing.fd, path: backing.path, start: info.offset }
-            const all = [{ start: 0n, end: size }]
-            await compareContents(present, candidate, all, deadline, (done) => report('verify', done))
-          }
-          deadline.throwIfAborted()
-          report('switch', size)
-          await switchBackingFile(target, backing, present, force)
-        } finally {
-          await backing.close()
+      const shown = await readChangeable(target)
+      if (!force) await closeSoon(await guardFilesystem(target))
+      const present = await openPresent(target, shown)
+      const compareAndSwitch = async (backing: Backing) => {
+        checkSize(target, shown, backing)
+        if (overlap === 'refuse') await refuseOverlap(target, backing, shown.info)
+        const { size } = shown
+        const report = reporter(size, onProgress)
+        if (verify) {
+          const candidate = { fd: backing.fd, path: backing.path, asked: backing.path, start: shown.info.offset }
+          const everything = !present.isFile
+          await compareContents(present, candidate, { size, everything }, deadline, (done) => report('verify', done))
         }
-      } finally {
-        await present.close()
+        assertNotOver(deadline, target.path)
+        await switching(deadline, async () => {
+          report('switch', size)
+          await switchBackingFile(target, { backing, present, shown, force, overlap })
+        })
       }
+      const withBacking = async () => {
+        const backing = await openBacking(argument, true, deadline)
+        await cleaningUp(
+          () => compareAndSwitch(backing),
+          () => backing.close(),
+        )
+      }
+      await cleaningUp(withBacking, () => present.close())
     })
   }, deadline)
 }
-function checkSize(target: Handle, info: LoopInfo64, backing: Backing): bigint {
-  const now = readSize(target)
+
+/** It reads and compares as long as the file is long. */
+export function checkChangeDeadline(given: ChangeOptions): Deadline {
+  const deadline = checkDeadline(given, Number.POSITIVE_INFINITY)
+  return deadline.isOneTry ? checkDeadline({ signal: given.signal }, Number.POSITIVE_INFINITY) : deadline
+}
+
+function checkSize(target: Handle, { info, size }: Shown, backing: Backing): void {
   const then = visibleSize(backing.size, info.offset, info.sizeLimit)
-  if (now !== then) {
-    throw refusal('size-mismatch', 'ioctl', sizeDifference(now, then), {
-      path: target.path,
-      backingFile: backing.path,
-      ioctl: CHANGE,
-    })
-  }
-  return now
+  if (size === then) return
+  throw refusal('size-mismatch', 'ioctl', sizeDifference(size, then), {
+    path: target.path,
+    backingFile: backing.path,
+    ioctl: CHANGE,
+  })
 }

@@ -4,79 +4,57 @@ import { constants } from 'node:os'
 import type { Deadline } from '../common/deadline.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { newBuffer, readAt } from '../kernel/files.ts'
+import { type Asked, within } from '../kernel/bounded.ts'
+import { compareExtents, LOOK_FOR_HOLES } from '../kernel/extents.ts'
+import { assertNotOver } from './progress.ts'
 
-const CHUNK = 1 << 20
+/** Milliseconds in native code between two looks at the signal. */
+export const BATCH = 20
 
-/** Where to read: `path` for messages, `start` in bytes. */
+/** Where to read: `path` for messages, `start` in bytes, and who answers for it. */
 export interface Window {
   fd: number
   path: string
+  asked: Asked
   start: bigint
-}
-
-/** From `start` to before `end`, in bytes. */
-export interface Extent {
-  start: bigint
-  end: bigint
 }
 
 /**
- * Compares the extents, which are counted from where the windows begin.
+ * Compares `size` bytes from where the windows begin. What is a hole in both files is not read; with `everything` all is.
  *
- * @param onChunk called with the place that the comparison has come to
- * @throws `content-differs` with the first place that does, `io`, the deadline's abort
+ * @param onBatch called with the place that the comparison has come to
+ * @throws `content-differs` with the first place that does, `io`, `timeout`, the signal's reason
  */
 export async function compareContents(
   left: Window,
   right: Window,
-  extents: readonly Extent[],
+  { size, everything }: { size: bigint; everything: boolean },
   deadline: Deadline,
-  onChunk: (compared: bigint) => void,
+  onBatch: (compared: bigint) => void,
 ): Promise<void> {
-  const buffers = [newBuffer(CHUNK), newBuffer(CHUNK)] as const
-  for (const { start, end } of extents) {
-    for (let at = start; at < end;) {
-      deadline.throwIfAborted()
-      const length = Number(end - at < CHUNK ? end - at : CHUNK)
-      const [a, b] = await both(
-        readFully(left, buffers[0].subarray(0, length), at),
-        readFully(right, buffers[1].subarray(0, length), at),
-      )
-      if (!a.equals(b)) throw differs(left, right, at + BigInt(firstDifference(a, b)))
-      at += BigInt(length)
-      onChunk(at)
-    }
+  const flags = everything ? 0 : LOOK_FOR_HOLES
+  const calls = within(deadline.bound, left.asked)
+  for (let at = 0n; at < size;) {
+    assertNotOver(deadline, right.path)
+    const [fds, starts] = [[left.fd, right.fd] as const, [left.start, right.start] as const]
+    const step = await compareExtents(calls, fds, starts, { at, end: size, flags }, BATCH)
+    if (step.fault === 'differs') throw differs(left, right, step.at)
+    const { path, start } = step.side === 0 ? left : right
+    if (step.fault === 'ends') throw ends(path, start + step.at)
+    if (step.fault) throw explain({ call: 'read', errno: step.error, path })
+    at = step.at
+    onBatch(at)
   }
 }
 
-/** Ends when both have: a read that goes on would use a descriptor that the caller closes. */
-async function both<T>(left: Promise<T>, right: Promise<T>): Promise<[T, T]> {
-  await Promise.allSettled([left, right])
-  return [await left, await right]
-}
-
-async function readFully(window: Window, buffer: Buffer, at: bigint): Promise<Buffer> {
-  for (let filled = 0; filled < buffer.length;) {
-    const position = window.start + at + BigInt(filled)
-    const count = await readAt(window.fd, buffer.subarray(filled), buffer.length - filled, position)
-    if (count < 0) throw explain({ call: 'read', errno: count, path: window.path })
-    if (count === 0) {
-      throw new LoopError({
-        reason: 'io',
-        errno: -constants.errno.EIO,
-        syscall: 'read',
-        path: window.path,
-        detail: `ends at byte ${position}, in the middle of what is to be compared`,
-      })
-    }
-    filled += count
-  }
-  return buffer
-}
-
-function firstDifference(a: Buffer, b: Buffer): number {
-  return a.findIndex((byte, i) => byte !== b[i])
+function ends(path: string, near: bigint): LoopError {
+  return new LoopError({
+    reason: 'io',
+    errno: -constants.errno.EIO,
+    syscall: 'read',
+    path,
+    detail: `ends near byte ${near}, in the middle of what is to be compared`,
+  })
 }
 
 function differs(left: Window, right: Window, at: bigint): LoopError {

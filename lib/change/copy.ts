@@ -5,13 +5,24 @@ import type { Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
-import * as files from '../kernel/files.ts'
+import { type Asked, type Bounded, within } from '../kernel/bounded.ts'
+import {
+  COUNT_ONLY,
+  copyExtents,
+  type CopyStep,
+  IN_KERNEL,
+  LEAVE_OUT_ZEROS,
+  LOOK_FOR_HOLES,
+  startWriting,
+} from '../kernel/extents.ts'
+import { closeSoon } from '../kernel/files.ts'
+import * as folder from '../kernel/folder.ts'
 import { readBackingFile } from '../kernel/sysfs.ts'
 import type { LoopInfo64 } from '../kernel/uapi.ts'
-import type { Extent } from './compare.ts'
+import { BATCH } from './compare.ts'
+import { assertNotOver } from './progress.ts'
 
-const { EINVAL, ENOSYS, ENOTSUP, EXDEV, ENXIO } = constants.errno
+const { EINVAL, ENOSYS, ENOTSUP, EXDEV } = constants.errno
 
 /**
  * `reflink`: the blocks are shared; `copy_file_range`: copied in the kernel; `read-write`: read from the backing file,
@@ -25,16 +36,27 @@ export interface CopyResult {
   method: CopyMethod
 }
 
+/** For the copy, once the device is backed by it. */
+export interface Owner {
+  /** Undefined: stays that of this process. */
+  user: number | undefined
+  group: number
+  /** Permission bits. */
+  mode: number
+}
+
 /** Where the bytes are read from. */
 export interface Source {
   fd: number
   path: string
+  /** Who answers for it. */
+  asked: Asked
   /** Where in it the device's window begins: a device shows nothing else. */
   start: bigint
   /** The backing file itself, which has holes and can be shared; else the device. */
   isFile: boolean
-  /** Permission bits for the copy. */
-  mode: number
+  /** Undefined: only the device is left of it, and what it was cannot be told. */
+  owner: Owner | undefined
   /** Bytes of the file. */
   size: bigint
   close(): Promise<void>
@@ -53,206 +75,180 @@ export interface CopyWindow {
  */
 export async function openSource(target: Handle, info: LoopInfo64): Promise<Source> {
   const path = await readBackingFile(target.number)
-  const fd = path === undefined ? -1 : await openVeryFile(path, info)
-  if (path === undefined || fd < 0) {
-    const { descriptor, path: devicePath } = target
-    return { fd: descriptor, path: devicePath, start: 0n, isFile: false, mode: 0o600, size: 0n, close: async () => {} }
-  }
-  const stat = await files.fstat(fd)
-  const [mode, size] = typeof stat === 'number' ? [0o600, 0n] : [stat.mode & 0o777, stat.size]
-  const close = async () => {
-    await files.close(fd)
-  }
-  return { fd, path, start: info.offset, isFile: true, mode, size, close }
+  const source = path === undefined ? undefined : await openFile(path, info, within(target.bound, path))
+  if (source !== undefined) return source
+  const { descriptor: fd, path: devicePath, number: asked } = target
+  return { fd, path: devicePath, asked, start: 0n, isFile: false, owner: undefined, size: 0n, close: keep }
 }
 
-/** -1 where it is another file, none any more, or no regular one. */
-async function openVeryFile(path: string, info: LoopInfo64): Promise<number> {
-  const before = await files.stat(path)
-  if (typeof before === 'number' || !before.isFile()) return -1
-  const fd = await files.open(path, files.O_RDONLY | files.O_NONBLOCK)
-  if (fd < 0) return -1
-  const stat = await files.fstat(fd)
-  if (typeof stat !== 'number' && stat.isFile() && stat.dev === info.device && stat.ino === info.inode) {
-    // It may go back to the kernel.
-    binding().fcntlSetFlSync(fd, 0)
-    return fd
+/** Undefined where the path does not lead to the file. */
+async function openFile(path: string, info: LoopInfo64, calls: Bounded): Promise<Source | undefined> {
+  const file = await folder.openRegularFile(calls, path)
+  if (typeof file === 'number') return undefined
+  const { fd, stat } = file
+  const close = () => closeSoon(fd)
+  try {
+    if (folder.isSameFile(stat, info)) {
+      const owner = await ownerOf(calls, file)
+      return { fd, path, asked: path, start: info.offset, isFile: true, owner, size: stat.size, close }
+    }
+  } catch (error) {
+    await close()
+    throw error
   }
-  await files.close(fd)
-  return -1
+  await close()
+  return undefined
+}
+
+/** The descriptor is the handle's. */
+async function keep(): Promise<void> {}
+
+/** On a read-only filesystem the owner cannot write, and must not be able to write the copy either. */
+async function ownerOf(calls: Bounded, { fd, stat }: folder.OpenFile): Promise<Owner> {
+  const filesystem = await folder.statFilesystem(calls, fd)
+  const isWritable = typeof filesystem !== 'number' && !filesystem.readOnly
+  return { user: isWritable ? stat.user : undefined, group: stat.group, mode: stat.mode & 0o777 }
 }
 
 /**
- * @param onChunk called with the bytes of the window that are done, holes included
- * @throws `no-space`, `io`, the deadline's abort
+ * @param onBatch called with the bytes of the window that are done, holes included
+ * @throws `no-space`, `io`, `timeout`, the signal's reason
  */
 export async function copyWindow(
   source: Source,
   to: { fd: number; path: string },
   window: CopyWindow,
   deadline: Deadline,
-  onChunk: (done: bigint) => void,
+  onBatch: (done: bigint) => void,
 ): Promise<CopyResult> {
+  onBatch(0n)
   const { start, size, sparse } = window
-  const end = start + size
-  onChunk(0n)
-  const extents = source.isFile && sparse ? await findExtents(source.fd, { start, end }) : [{ start, end }]
+  const copier = new Copier(source, to, window, deadline, onBatch)
+  const calls = within(deadline.bound, to.path)
   const isWhole = start === 0n && source.size - size < 512n
-  if (source.isFile && sparse && isWhole && (await binding().ficlone(to.fd, source.fd)) >= 0) {
-    onChunk(size)
-    return resultOf(sumOf(extents), size, 'reflink')
+  if (source.isFile && sparse && isWhole && (await calls.ficlone(to.fd, source.fd)) >= 0) {
+    const data = await copier.count()
+    onBatch(size)
+    return resultOf(data, size, 'reflink')
   }
-  // A device tells nothing of its holes: there only the writing can find out.
-  if (source.isFile || !sparse) await checkRoom(to.path, sumOf(extents))
-  const sized = await files.truncate(to.fd, Number(end))
+  await copier.checkRoom()
+  const sized = await calls.ftruncate(to.fd, start + size)
   if (sized < 0) throw explain({ call: 'ftruncate', errno: sized, path: to.path }, 'create destination')
-
-  const copier = new Copier(source, to, window, deadline, onChunk)
-  for (const extent of extents) await copier.copy(extent)
-  onChunk(size)
+  await copier.copy()
+  onBatch(size)
   return resultOf(copier.copied, size, copier.method)
-}
-
-function sumOf(extents: Extent[]): bigint {
-  return extents.reduce((sum, { start, end }) => sum + end - start, 0n)
 }
 
 function resultOf(copied: bigint, size: bigint, method: CopyMethod): CopyResult {
   return { bytesCopied: Number(copied), bytesSparse: Number(size - copied), method }
 }
 
-async function checkRoom(path: string, needed: bigint): Promise<void> {
-  const room = await files.roomAt(path)
-  if (typeof room === 'number' || room >= needed) return
-  throw refusal('no-space', 'statfs', `needs ${needed} bytes, and ${room} are free`, { path })
-}
+/** Answers of copy_file_range(2) after which the bytes have to go through this process. */
+const NOT_IN_KERNEL = new Set([0, -EXDEV, -EINVAL, -ENOSYS, -ENOTSUP])
 
-/** The data of the window: SEEK_DATA and SEEK_HOLE. */
-async function findExtents(fd: number, window: Extent): Promise<Extent[]> {
-  const extents: Extent[] = []
-  for (let at = window.start; at < window.end;) {
-    const data = await binding().lseekData(fd, at)
-    // Nothing but a hole up to the end
-    if (data === -ENXIO) break
-    const hole = data < 0 ? data : await binding().lseekHole(fd, BigInt(data))
-    // A filesystem that cannot tell: all of it is data.
-    if (hole < 0) return [window]
-    const start = BigInt(data)
-    if (start >= window.end) break
-    const end = BigInt(hole) < window.end ? BigInt(hole) : window.end
-    extents.push({ start, end })
-    at = end
-  }
-  return extents
-}
-
-/**
- * What has to be compared, counted from where the window begins: all but what is a hole in both files. Of a device all
- * has to be read.
- */
-export async function findComparable(source: Source, copyFd: number, { start, size }: CopyWindow): Promise<Extent[]> {
-  const window = { start, end: start + size }
-  if (!source.isFile) return [{ start: 0n, end: size }]
-  const extents = [...(await findExtents(source.fd, window)), ...(await findExtents(copyFd, window))]
-  const merged: Extent[] = []
-  for (const extent of extents.toSorted((a, b) => (a.start < b.start ? -1 : 1))) {
-    const last = merged.at(-1)
-    if (last === undefined || extent.start > last.end) merged.push({ ...extent })
-    else if (extent.end > last.end) last.end = extent.end
-  }
-  return merged.map((extent) => ({ start: extent.start - start, end: extent.end - start }))
-}
-
-const KERNEL_CHUNK = 8n << 20n
-const CHUNK = 1 << 20
-/** Zeros of a device are left out in pieces of this size. */
-const BLOCK = 4096
-const ZEROS = Buffer.alloc(BLOCK)
+/** Bytes of data; in smaller pieces the medium would be slower. */
+const SENT_AT_ONCE = 16n << 20n
 
 /** The window's place is the same in both files, so a position is all that is to be known. */
 class Copier {
   method: CopyMethod
   copied = 0n
+  /** Copied and not yet on its way to the medium, in bytes of data, and where that begins. */
+  #unsent = 0n
+  #sentTo = 0n
   readonly #source: Source
   readonly #to: { fd: number; path: string }
   readonly #window: CopyWindow
   readonly #deadline: Deadline
-  readonly #onChunk: (done: bigint) => void
-  readonly #buffer = files.newBuffer(CHUNK)
+  readonly #onBatch: (done: bigint) => void
+  readonly #calls: { source: Bounded; to: Bounded }
 
   constructor(
     source: Source,
     to: { fd: number; path: string },
     window: CopyWindow,
     deadline: Deadline,
-    onChunk: (done: bigint) => void,
+    onBatch: (done: bigint) => void,
   ) {
     this.#source = source
     this.#to = to
     this.#window = window
     this.#deadline = deadline
-    this.#onChunk = onChunk
+    this.#onBatch = onBatch
+    this.#calls = { source: within(deadline.bound, source.asked), to: within(deadline.bound, to.path) }
     // Copied in the kernel, holes can stay holes: xfs and btrfs share them.
     this.method = !source.isFile ? 'device' : window.sparse ? 'copy_file_range' : 'read-write'
   }
 
-  async copy({ start, end }: Extent): Promise<void> {
-    for (let at = start; at < end;) {
-      this.#deadline.throwIfAborted()
-      at += this.method === 'copy_file_range' ? await this.#inKernel(at, end) : await this.#readAndWrite(at, end)
-      this.#onChunk(at - this.#window.start)
+  async copy(): Promise<void> {
+    const { start, size } = this.#window
+    for (let at = start; at < start + size;) {
+      const step = await this.#step(at, this.#flags)
+      this.copied += step.copied
+      await this.#startWriting(step)
+      at = step.at
+      this.#onBatch(at - start)
+      if (step.fault === 'copy_file_range' && NOT_IN_KERNEL.has(step.error)) this.method = 'read-write'
+      else if (step.fault) throw this.#failure(step)
     }
   }
 
-  /** 0 where the kernel does not copy between these two: the method is another one then. */
-  async #inKernel(at: bigint, end: bigint): Promise<bigint> {
-    const length = end - at < KERNEL_CHUNK ? end - at : KERNEL_CHUNK
-    const count = await binding().copyFileRange(this.#source.fd, this.#to.fd, at, length)
-    if (count > 0) {
-      this.copied += BigInt(count)
-      return BigInt(count)
-    }
-    if (count === 0 || [-EXDEV, -EINVAL, -ENOSYS, -ENOTSUP].includes(count)) {
-      this.method = 'read-write'
-      return 0n
-    }
-    throw explain({ call: 'copy_file_range', errno: count, path: this.#to.path }, 'create destination')
+  /** While the rest is copied, the medium is at work already: the flush is the shorter. */
+  async #startWriting({ at, copied }: CopyStep): Promise<void> {
+    this.#unsent += copied
+    if (this.#unsent < SENT_AT_ONCE) return
+    await startWriting(this.#calls.to, this.#to.fd, this.#sentTo, at)
+    this.#unsent = 0n
+    this.#sentTo = at
   }
 
-  async #readAndWrite(at: bigint, end: bigint): Promise<bigint> {
-    const length = Number(end - at < CHUNK ? end - at : CHUNK)
-    const position = at - this.#window.start + this.#source.start
-    const count = await files.readAt(this.#source.fd, this.#buffer, length, position)
-    if (count < 0) throw explain({ call: 'read', errno: count, path: this.#source.path })
-    if (count === 0) throw refusal('io', 'read', `ends at byte ${position}`, { path: this.#source.path })
-    const data = this.#buffer.subarray(0, count)
-    if (this.method === 'device' && this.#window.sparse) await this.#writeWithoutZeros(data, Number(at))
-    else await this.#write(data, Number(at))
-    return BigInt(count)
-  }
-
-  async #writeWithoutZeros(data: Buffer, at: number): Promise<void> {
-    for (let from = 0; from < data.length;) {
-      while (from < data.length && isZero(data, from)) from += BLOCK
-      let to = from
-      while (to < data.length && !isZero(data, to)) to += BLOCK
-      if (from < data.length) await this.#write(data.subarray(from, Math.min(to, data.length)), at + from)
-      from = to
+  /** Bytes of data in the window. */
+  async count(): Promise<bigint> {
+    const { start, size } = this.#window
+    let data = 0n
+    for (let at = start; at < start + size;) {
+      const step = await this.#step(at, LOOK_FOR_HOLES | COUNT_ONLY)
+      data += step.copied
+      at = step.at
     }
+    return data
   }
 
-  async #write(data: Buffer, at: number): Promise<void> {
-    for (let written = 0; written < data.length;) {
-      const rest = data.subarray(written)
-      const count = await files.writeAt(this.#to.fd, rest, rest.length, at + written)
-      if (count < 0) throw explain({ call: 'write', errno: count, path: this.#to.path }, 'create destination')
-      written += count
-      this.copied += BigInt(count)
+  /** Holes need no room; they are looked for only where there is not enough for all. Of a device only copying tells. */
+  async checkRoom(): Promise<void> {
+    const filesystem = await folder.statFilesystem(this.#calls.to, this.#to.fd)
+    const room = typeof filesystem === 'number' ? undefined : filesystem.room
+    const { size, sparse } = this.#window
+    if (room === undefined || room >= size || (!this.#source.isFile && sparse)) return
+    const needed = sparse ? await this.count() : size
+    if (room >= needed) return
+    throw refusal('no-space', 'statfs', `needs ${needed} bytes, and ${room} are free`, { path: this.#to.path })
+  }
+
+  async #step(at: bigint, flags: number): Promise<CopyStep> {
+    assertNotOver(this.#deadline, this.#to.path)
+    const { start, size } = this.#window
+    return copyExtents(
+      this.#calls.source,
+      this.#source.fd,
+      this.#to.fd,
+      { at, end: start + size, shift: this.#source.start - start, flags },
+      BATCH,
+    )
+  }
+
+  get #flags(): number {
+    const { sparse } = this.#window
+    if (this.method === 'device') return sparse ? LEAVE_OUT_ZEROS : 0
+    return (sparse ? LOOK_FOR_HOLES : 0) | (this.method === 'copy_file_range' ? IN_KERNEL : 0)
+  }
+
+  #failure({ fault, error, at }: CopyStep): Error {
+    const { path, start } = this.#source
+    if (fault === 'ends') {
+      return refusal('io', 'read', `ends at byte ${at - this.#window.start + start}`, { path })
     }
+    if (fault === 'read') return explain({ call: 'read', errno: error, path })
+    return explain({ call: fault ?? 'write', errno: error, path: this.#to.path }, 'create destination')
   }
-}
-
-function isZero(data: Buffer, at: number): boolean {
-  const end = Math.min(at + BLOCK, data.length)
-  return data.compare(ZEROS, 0, end - at, at, end) === 0
 }

@@ -1,93 +1,97 @@
-/** The file that migrate() copies into: made beside the destination, named only when it is whole, removed when it is not. */
+/**
+ * The file that migrate() copies into. It has no name until it is whole (O_TMPFILE), so nobody can plant, open, lock or
+ * remove it by one; where the filesystem cannot do that, it has a random name beside the destination, and is known by
+ * its inode. For its owner only until the device is backed by it.
+ */
 
 import { constants } from 'node:os'
-import { basename, dirname } from 'node:path'
-import { randomHex, sha256 } from '../common/digest.ts'
-import { refusal } from '../errors/errors.ts'
+import { randomHex } from '../common/digest.ts'
+import type { Deadline } from '../common/deadline.ts'
 import { explain } from '../errors/explain.ts'
-import { binding } from '../kernel/binding.ts'
-import * as files from '../kernel/files.ts'
+import { cleanUpAfter } from '../errors/given-up.ts'
+import { type Bounded, within } from '../kernel/bounded.ts'
+import { writeOut } from '../kernel/extents.ts'
+import { closeSoon } from '../kernel/files.ts'
+import * as folder from '../kernel/folder.ts'
+import { readUmask } from '../kernel/process.ts'
+import type { Stat } from '../kernel/uapi.ts'
+import type { Owner } from './copy.ts'
+import { assertNotOver } from './progress.ts'
+
+const { EINVAL, EISDIR, ENOSYS, ENOTSUP } = constants.errno
+
+/** Where there is no O_TMPFILE: older kernels take it for O_DIRECTORY. */
+const NO_TMPFILE = new Set([-ENOTSUP, -EISDIR, -EINVAL, -ENOSYS])
 
 const NAME_MAX = 255
 const MARK = '.loopctl-'
-const ORIGINAL = 'was-'
 const RANDOM_BYTES = 6
 
-/** What the names of drafts for this place begin with; for a name that leaves no room for more, its hash. */
-function draftPrefix(path: string): string {
-  const name = basename(path)
-  const room = NAME_MAX - `.${MARK}${ORIGINAL}`.length - 2 * RANDOM_BYTES
-  const stem = Buffer.byteLength(name) <= room ? name : sha256(name)
-  return `.${stem}${MARK}`
+/** Milliseconds for what takes back a change that has failed. */
+export const UNDOING = 1_000
+
+/** A name beside the destination that nobody can know before: `.NAME.loopctl-RANDOM`. */
+export function makeSideName(name: string): string {
+  const room = NAME_MAX - `.${MARK}`.length - 2 * RANDOM_BYTES
+  // In bytes, and no half character at the end
+  const stem = new TextDecoder().decode(Buffer.from(name).subarray(0, room), { stream: true })
+  return `.${stem}${MARK}${randomHex(RANDOM_BYTES)}`
 }
 
-/** A name beside the destination: of a draft, or (`was-`) of a file that is replaced, kept until the switch is done. */
-function sidePath(path: string, mark: '' | typeof ORIGINAL): string {
-  return `${dirname(path)}/${draftPrefix(path)}${mark}${randomHex(RANDOM_BYTES)}`
-}
+/** Written to the medium at a time, in bytes: the signal is heard and progress shown in between. */
+const SLICE = 64n << 20n
+const MOST_SLICES = 256n
 
-/**
- * What killed migrations to this place left: drafts, and kept originals. A living one holds a lock on its draft.
- *
- * @throws `contention` where another is under way
- */
-export async function removeLeftovers(path: string): Promise<void> {
-  const folder = dirname(path)
-  const names = await files.readDirectory(folder)
-  if (typeof names === 'number') throw explain({ call: 'scandir', errno: names, path: folder }, 'create destination')
-  const prefix = draftPrefix(path)
-  const leftovers = names
-    .filter((name) => name.startsWith(prefix) && /^(?:was-)?[0-9a-f]{12}$/.test(name.slice(prefix.length)))
-    .map((name) => `${folder}/${name}`)
-  for (const leftover of leftovers) {
-    const fd = await files.open(leftover, files.O_RDONLY | files.O_NONBLOCK)
-    if (fd < 0) continue
-    const locked = binding().flockSync(fd, LOCK_EX | LOCK_NB)
-    await files.close(fd)
-    if (locked === -constants.errno.EAGAIN)
-      throw refusal('contention', 'flock', 'another migration to this place is under way', { path })
-  }
-  for (const leftover of leftovers) {
-    // Killed between the two renames of a filesystem without hard links: it is the only copy.
-    const isLost = leftover.includes(`${prefix}${ORIGINAL}`) && (await files.lstat(path)) === -constants.errno.ENOENT
-    await (isLost ? files.rename(leftover, path) : files.unlink(leftover))
-  }
-}
-
-const LOCK_EX = 2
-const LOCK_NB = 4
-
-/** The copy, under a name of its own beside the destination until it is whole. */
 export class Draft {
+  #fd: number
+  /** For messages. */
   readonly path: string
-  readonly destination: string
-  readonly #fd: number
-  #named = true
-  /** What is replaced, under a name of its own until the switch has succeeded. */
-  #original: string | undefined
+  /** The name in the folder until it has that of the destination; undefined: it has none. */
+  name: string | undefined
+  readonly stat: Stat
+  readonly #deadline: Deadline
+  readonly #calls: Bounded
 
-  private constructor(path: string, destination: string, fd: number) {
-    this.path = path
-    this.destination = destination
+  private constructor(fd: number, path: string, name: string | undefined, stat: Stat, deadline: Deadline) {
     this.#fd = fd
+    this.path = path
+    this.name = name
+    this.stat = stat
+    this.#deadline = deadline
+    this.#calls = within(deadline.bound, path)
   }
 
-  static async create(destination: string, mode: number): Promise<Draft> {
-    for (;;) {
-      const path = sidePath(destination, '')
-      const fd = await files.open(path, files.O_CREAT | files.O_EXCL | files.O_RDWR, 0o600)
-      if (fd < 0) throw explain({ call: 'open', errno: fd, path }, 'create destination')
-      const draft = new Draft(path, destination, fd)
-      binding().flockSync(fd, LOCK_EX | LOCK_NB)
-      // Before it was locked, another migration could take it for a dead one's.
-      if ((await files.lstat(path)) === -constants.errno.ENOENT) {
-        await draft.discard()
-        continue
+  /**
+   * @param place the folder, and the name that the file is to have
+   * @throws `no-such-file`, `permission`, `no-space`, `io`
+   */
+  static async create(place: { folder: number; name: string; path: string }, deadline: Deadline): Promise<Draft> {
+    const calls = within(deadline.bound, place.path)
+    let name: string | undefined
+    let fd = await folder.makeNamelessFile(calls, place.folder)
+    if (NO_TMPFILE.has(fd)) {
+      name = makeSideName(place.name)
+      fd = await folder.makeFile(calls, place.folder, name)
+    }
+    if (fd < 0) throw explain({ call: 'open', errno: fd, path: place.path }, 'create destination')
+    try {
+      const stat = await folder.statFile(calls, fd)
+      if (typeof stat === 'number') {
+        throw explain({ call: 'fstat', errno: stat, path: place.path }, 'create destination')
       }
-      const changed = await files.changeMode(fd, mode)
-      if (changed === 0) return draft
-      await draft.discard()
-      throw explain({ call: 'fchmod', errno: changed, path }, 'create destination')
+      // Whoever finds it under its name before the device is backed by it finds it locked.
+      folder.lockFile(fd)
+      // Of the folder's default ACL: it would let others in as soon as the group may read. Mostly there is none.
+      await folder.removeAcl(calls, fd)
+      return new Draft(fd, place.path, name, stat, deadline)
+    } catch (error) {
+      const made = name
+      await cleanUpAfter(error, async () => {
+        deadline.renew(UNDOING)
+        if (made !== undefined) await folder.unlinkName(calls, place.folder, made)
+      })
+      await closeSoon(fd)
+      throw error
     }
   }
 
@@ -95,75 +99,51 @@ export class Draft {
     return this.#fd
   }
 
-  async flush(): Promise<void> {
-    const answer = await files.fsync(this.#fd)
+  /**
+   * Goes on with another descriptor of it, opened by its name for reading. With the old one closed no other open file has
+   * it, which a lease can tell: then no other loop device has it either. False: somebody else has locked it meanwhile.
+   */
+  async reopened(fd: number): Promise<boolean> {
+    await closeSoon(this.#fd)
+    this.#fd = fd
+    return folder.lockFile(fd) !== -constants.errno.EAGAIN
+  }
+
+  /** fsync(2), in slices. */
+  async flush(size: bigint, onSlice: (done: bigint) => void): Promise<void> {
+    const slice = size / MOST_SLICES > SLICE ? size / MOST_SLICES : SLICE
+    for (let at = 0n; at < size; at += slice) {
+      assertNotOver(this.#deadline, this.path)
+      // fsync(2) says what is wrong.
+      if ((await writeOut(this.#calls, this.#fd, at, at + slice)) < 0) break
+      if (at + slice < size) onSlice(at + slice)
+    }
+    const answer = await this.#calls.fsync(this.#fd)
     if (answer < 0) throw explain({ call: 'fsync', errno: answer, path: this.path }, 'create destination')
+    onSlice(size)
   }
 
-  /** Gives it the destination's name; {@link takeBack} undoes that. */
-  async publish(overwrite: boolean): Promise<void> {
-    if (overwrite) await this.#keepOriginal()
-    const answer = overwrite ? await files.rename(this.path, this.destination) : await this.#nameOnce()
-    if (answer < 0) {
-      await this.#restore()
-      throw explain({ call: 'rename', errno: answer, path: this.destination }, 'create destination')
-    }
-    this.#named = false
-    await flushFolder(this.destination)
+  /**
+   * The owner, group and permissions of the source, as far as this process may give them: nobody but the owner may
+   * write, and nobody may read who could not read the source. The device is backed by it, so nothing of this can fail it.
+   */
+  async takeOwner({ user, group, mode }: Owner): Promise<void> {
+    const both = await this.#calls.fchown(this.#fd, user ?? -1, group)
+    const keepsGroup = both === 0 || (await this.#calls.fchown(this.#fd, -1, group)) === 0
+    const allowed = mode & 0o755 & ~readUmask()
+    const others = allowed & 0o005
+    await this.#calls.fchmod(this.#fd, keepsGroup ? allowed : allowed & (0o705 | (others << 3)))
+    await this.#calls.fsync(this.#fd)
   }
 
-  /** Only the copy itself is taken away: whoever put another file there keeps it. */
-  async takeBack(): Promise<void> {
-    const [copy, there] = [await files.fstat(this.fd), await files.lstat(this.destination)]
-    if (typeof copy === 'number' || typeof there === 'number' || copy.ino !== there.ino || copy.dev !== there.dev)
-      return
-    if (this.#original === undefined) await files.unlink(this.destination)
-    else await this.#restore()
+  /** What is in the page cache is what was written, not what is on the medium: it is let go of. */
+  async dropCache(): Promise<void> {
+    await this.#calls.fadviseDontNeed(this.#fd)
   }
 
-  async #restore(): Promise<void> {
-    if (this.#original === undefined) return
-    const restored = await files.rename(this.#original, this.destination)
-    // Of two names of one file neither replaces the other.
-    if (restored === 0) await files.unlink(this.#original)
-    this.#original = undefined
+  async close(): Promise<void> {
+    // A device that is backed by this descriptor would hold the lock for as long as it is attached.
+    folder.unlockFile(this.#fd)
+    await closeSoon(this.#fd)
   }
-
-  /** Atomically, and only where there is nothing of that name. */
-  async #nameOnce(): Promise<number> {
-    const linked = await files.link(this.path, this.destination)
-    if (linked === 0) {
-      await files.unlink(this.path)
-      return 0
-    }
-    if (linked === -constants.errno.EEXIST) return linked
-    // No hard links on this filesystem: a look has to do.
-    const there = await files.lstat(this.destination)
-    if (typeof there !== 'number') return -constants.errno.EEXIST
-    return files.rename(this.path, this.destination)
-  }
-
-  /** So that it can be put back. Where there are no hard links, its name is free for a moment. */
-  async #keepOriginal(): Promise<void> {
-    const path = sidePath(this.destination, ORIGINAL)
-    const linked = await files.link(this.destination, path)
-    if (linked === -constants.errno.ENOENT) return
-    const kept = linked === 0 ? 0 : await files.rename(this.destination, path)
-    if (kept < 0) throw explain({ call: 'rename', errno: kept, path: this.destination }, 'create destination')
-    this.#original = path
-  }
-
-  /** Removes what has no name of its own to keep. */
-  async discard(): Promise<void> {
-    if (this.#named) await files.unlink(this.path)
-    if (this.#original !== undefined) await files.unlink(this.#original)
-    await files.close(this.#fd)
-  }
-}
-
-async function flushFolder(path: string): Promise<void> {
-  const fd = await files.open(dirname(path), files.O_RDONLY)
-  if (fd < 0) return
-  await files.fsync(fd)
-  await files.close(fd)
 }

@@ -3,11 +3,12 @@
 import { constants } from 'node:os'
 import { conflicts, overlapError, scanAttachments } from '../attach/overlap.ts'
 import { type Bytes, checkBytes, checkOptions, outOfRange, wrongValue } from '../common/arguments.ts'
-import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
+import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { type Handle, type Info, readSize } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
+import { within } from '../kernel/bounded.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -33,7 +34,7 @@ export async function grow(handle: Handle, size: Bytes, options?: GrowOptions): 
   const wanted = checkBytes('size', size)
   if (wanted % 512n !== 0n) throw outOfRange('size', 'a multiple of 512', size)
   if (given.partition !== undefined && given.partition !== 'last') throw wrongValue('partition', "must be 'last'")
-  const deadline = checkDeadline(given, 10_000)
+  const deadline = checkDeadline(given, CHANGING)
   return handle.run(async () => {
     deadline.throwIfAborted()
     const before = await handle.readInfo()
@@ -69,18 +70,19 @@ function assertGrowable(handle: Handle, { info }: Info, wanted: bigint): void {
 
 /** By its path, where that leads to the file of the device. */
 async function growFile(handle: Handle, { info }: Info, wanted: bigint, deadline: Deadline): Promise<void> {
+  const { bound } = handle
   const path = await sysfs.readBackingFile(handle.number)
   if (path === undefined) throw refusal('not-attached', 'open', 'the device has no backing file', { path: handle.path })
   const failed = (call: string, errno: number) => explain({ call, errno, path, backingFile: path }, 'open backing file')
-  const stat = await files.stat(path)
+  const stat = await files.stat(path, bound)
   if (typeof stat === 'number') throw failed('stat', stat)
   const otherFile = () =>
     refusal('replaced', 'open', 'is not the file of the device any more', { path: handle.path, backingFile: path })
   if (!stat.isFile() || stat.dev !== info.device || stat.ino !== info.inode) throw otherFile()
-  const fd = await files.open(path, files.O_RDWR | files.O_NONBLOCK)
+  const fd = await files.open(path, files.O_RDWR | files.O_NONBLOCK, 0, bound)
   if (fd < 0) throw failed('open', fd)
   try {
-    const opened = await files.fstat(fd)
+    const opened = await files.fstat(fd, bound)
     if (typeof opened === 'number') throw failed('fstat', opened)
     if (opened.dev !== info.device || opened.ino !== info.inode) throw otherFile()
     await assertNoOverlap(handle, { info }, wanted, { fd, path })
@@ -88,8 +90,8 @@ async function growFile(handle: Handle, { info }: Info, wanted: bigint, deadline
     const end = info.offset + wanted
     if (opened.size >= end) return
     // Unlike ftruncate(2) it never makes the file shorter, if somebody else has made it longer by now.
-    let answer = await binding().fallocate(fd, 0, end - 1n, 1n)
-    if (answer === -EOPNOTSUPP) answer = await files.truncate(fd, Number(end))
+    let answer = await within(bound, path).fallocate(fd, 0, end - 1n, 1n)
+    if (answer === -EOPNOTSUPP) answer = await files.truncate(fd, Number(end), bound)
     if (answer < 0) throw explain({ call: 'fallocate', errno: answer, path, backingFile: path }, 'create destination')
   } finally {
     await files.close(fd)
@@ -136,8 +138,8 @@ async function growWindow(handle: Handle, wanted: bigint): Promise<void> {
 }
 
 async function growLastPartition(handle: Handle): Promise<void> {
-  const { number, path } = handle
-  const fd = await openDevice(number, files.O_RDWR)
+  const { number, path, bound } = handle
+  const fd = await openDevice(number, files.O_RDWR, bound)
   if (fd < 0) throw handle.explain('open', fd)
   try {
     const {
@@ -147,19 +149,19 @@ async function growLastPartition(handle: Handle): Promise<void> {
     } = await extendLastPartition({
       read: async (position, length) => {
         const bytes = new Uint8Array(length)
-        const count = await files.readAt(fd, bytes, length, position)
+        const count = await files.readAt(fd, bytes, length, position, bound)
         if (count < 0) throw explain({ call: 'read', errno: count, path })
         return bytes.subarray(0, count)
       },
       write: async (position, bytes) => {
-        const count = await files.writeAt(fd, bytes, bytes.length, position)
+        const count = await files.writeAt(fd, bytes, bytes.length, position, bound)
         if (count === bytes.length) return
         throw count < 0
           ? explain({ call: 'write', errno: count, path })
           : refusal('io', 'write', `${count} of ${bytes.length} bytes were written`, { path })
       },
       flush: async () => {
-        const answer = await files.fsync(fd)
+        const answer = await files.fsync(fd, bound)
         if (answer < 0) throw explain({ call: 'fsync', errno: answer, path })
       },
       size: Number(readSize(handle)),
@@ -169,7 +171,7 @@ async function growLastPartition(handle: Handle): Promise<void> {
     const known = sysfs.readPartitions(number).find((one) => one.number === index)
     // The kernel would make it smaller too, under a mounted filesystem.
     if (known === undefined || known.start !== start || known.size >= size) return
-    const answer = await binding().blkPgResizePartition(fd, index, BigInt(start), BigInt(size))
+    const answer = await handle.calls.blkPgResizePartition(fd, index, BigInt(start), BigInt(size))
     const asked = { partition: { number: index, start: BigInt(start), length: BigInt(size) } }
     if (answer < 0) throw explain(handle.failure('BLKPG', answer, { asked }), 'BLKPG resize')
   } finally {

@@ -3,27 +3,32 @@
  * moment the device is backed by one complete file, and under the destination's name there is nothing or a whole copy.
  */
 
-import { constants } from 'node:os'
-import { isAbsolute } from 'node:path'
-import { openBacking } from '../attach/backing.ts'
-import type { BackingIdentity } from '../attach/overlap.ts'
-import { checkBoolean, checkFunction, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
-import { checkDeadline, type Deadline } from '../common/deadline.ts'
-import { refusal } from '../errors/errors.ts'
-import { explain } from '../errors/explain.ts'
-import { type Handle, readSize } from '../handle/handle.ts'
+import { basename, isAbsolute } from 'node:path'
+import { checkBoolean, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
+import type { Deadline } from '../common/deadline.ts'
+import { LoopError } from '../errors/errors.ts'
+import { cleaningUp, cleanUpAfter } from '../errors/given-up.ts'
+import type { Handle } from '../handle/handle.ts'
 import { onBackingDevice } from '../handle/lower.ts'
-import { binding } from '../kernel/binding.ts'
-import * as files from '../kernel/files.ts'
+import { closeSoon } from '../kernel/files.ts'
 import { readBackingFile } from '../kernel/sysfs.ts'
-import type { LoopInfo64 } from '../kernel/uapi.ts'
-import type { ChangeOptions } from './change.ts'
+import { CHANGE_OPTIONS, type ChangeOptions, type Checked, checkChange, checkChangeDeadline } from './change.ts'
 import { compareContents } from './compare.ts'
-import { type CopyMethod, type CopyResult, copyWindow, findComparable, type Source } from './copy.ts'
-import { Draft, removeLeftovers } from './draft.ts'
+import { type CopyMethod, type CopyResult, copyWindow, type Source } from './copy.ts'
+import { Destination } from './destination.ts'
+import { Draft, UNDOING } from './draft.ts'
 import { guardFilesystem } from './mounted-guard.ts'
-import { type Progress, reporter } from './progress.ts'
-import { letGo, openPresent, readChangeable, refuseOverlap, switchBackingFile } from './switch.ts'
+import { presentBacking, refuseOverlap } from './overlap.ts'
+import { assertNotOver, reporter } from './progress.ts'
+import {
+  assertShowsSame,
+  isBackedBy,
+  openPresent,
+  readChangeable,
+  type Shown,
+  switchBackingFile,
+  switching,
+} from './switch.ts'
 
 export interface MigrateOptions extends ChangeOptions {
   /** Read the copy back from its medium and compare it with the present backing file. Default true. */
@@ -48,148 +53,150 @@ export interface MigrateResult {
 }
 
 /** The options, checked and complete. */
-interface Plan {
+interface Plan extends Checked {
   path: string
   verify: boolean
   sparse: boolean
   overwrite: boolean
-  force: boolean
-  onProgress: ((progress: Progress) => void) | undefined
 }
 
 export async function migrate(handle: Handle, destination: string, options?: MigrateOptions): Promise<MigrateResult> {
-  const given = checkOptions(options, ['verify', 'sparse', 'overwrite', 'force', 'onProgress', 'signal'])
+  const given = checkOptions(options, [...CHANGE_OPTIONS, 'sparse', 'overwrite'])
   const plan = checkPlan(destination, given)
-  const deadline = checkDeadline({ signal: given.signal }, Number.POSITIVE_INFINITY)
+  const deadline = checkChangeDeadline(given)
   return handle.run(async () => {
-    deadline.throwIfAborted()
+    assertNotOver(deadline, handle.path)
     await handle.readInfo()
     return onBackingDevice(handle, (target) => migrateDevice(target, plan, deadline))
   }, deadline)
 }
 function checkPlan(destination: unknown, given: MigrateOptions): Plan {
   if (typeof destination !== 'string') throw wrongType('destination', 'a string', destination)
-  if (destination === '' || destination.endsWith('/')) throw wrongValue('destination', 'must name a file')
+  if (destination.endsWith('/') || ['', '.', '..'].includes(basename(destination))) {
+    throw wrongValue('destination', 'must name a file')
+  }
   if (destination.includes('\0')) throw wrongValue('destination', 'must not contain a zero byte')
-  const { verify, sparse, overwrite, force, onProgress } = given
+  const { verify, sparse, overwrite } = given
   return {
     // Not normalised: `link/..` is where the link leads.
     path: isAbsolute(destination) ? destination : `${process.cwd()}/${destination}`,
     verify: verify === undefined ? true : checkBoolean('verify', verify),
     sparse: sparse === undefined ? true : checkBoolean('sparse', sparse),
     overwrite: overwrite === undefined ? false : checkBoolean('overwrite', overwrite),
-    force: force === undefined ? false : checkBoolean('force', force),
-    onProgress: onProgress === undefined ? undefined : checkFunction('onProgress', onProgress),
+    ...checkChange(given),
   }
 }
 
 async function migrateDevice(target: Handle, plan: Plan, deadline: Deadline): Promise<MigrateResult> {
   const start = performance.now()
-  const info = await readChangeable(target)
+  const shown = await readChangeable(target)
   // Looked at now, so that nothing is copied in vain, and once more at the switch.
-  if (!plan.force) await letGo(await guardFilesystem(target))
-  await refuseOverlap(target, ownBacking(info), info)
-  await removeLeftovers(plan.path)
-  await checkDestination(plan, info)
+  if (!plan.force) await closeSoon(await guardFilesystem(target))
+  if (plan.overlap === 'refuse') await refuseOverlap(target, presentBacking(shown.info), shown.info)
+  const destination = await Destination.open(plan.path, shown.info, { ...plan, deadline })
+  const withSource = async (source: Source): Promise<CopyResult> => {
+    const draft = await Draft.create(destination, deadline)
+    return cleaningUp(
+      () => copyAndSwitch({ target, shown, plan, deadline, destination, source, draft }),
+      () => {
+        deadline.renew(UNDOING)
+        return destination.discard(draft)
+      },
+    )
+  }
+  const withDestination = async (): Promise<CopyResult> => {
+    const source = await openPresent(target, shown)
+    return cleaningUp(
+      () => withSource(source),
+      () => source.close(),
+    )
+  }
+  const result = await cleaningUp(withDestination, () => destination.close())
+  const path = (await readBackingFile(target.number)) ?? plan.path
+  return { destination: path, ...result, seconds: (performance.now() - start) / 1000, verified: plan.verify }
+}
 
-  const source = await openPresent(target, info)
-  let result: CopyResult
+/** What a migration has to do with. */
+interface Migration {
+  target: Handle
+  shown: Shown
+  plan: Plan
+  deadline: Deadline
+  destination: Destination
+  source: Source
+  draft: Draft
+}
+
+async function copyAndSwitch(migration: Migration): Promise<CopyResult> {
+  const result = await fill(migration)
+  await publishAndSwitch(migration)
+  return result
+}
+
+async function fill(migration: Migration): Promise<CopyResult> {
   try {
-    const draft = await Draft.create(plan.path, source.mode)
-    try {
-      result = await fill(draft, source, target, info, plan, deadline)
-      await publishAndSwitch(draft, source, target, plan)
-    } finally {
-      await draft.discard()
+    return await copyAndVerify(migration)
+  } catch (error) {
+    // Where the source is the device, it ends early or differs because somebody has changed what the device shows.
+    if (LoopError.is(error, 'io') || LoopError.is(error, 'content-differs')) {
+      await assertShowsSame(migration.target, migration.shown)
     }
-  } finally {
-    await source.close()
-  }
-  const destination = (await readBackingFile(target.number)) ?? plan.path
-  return { destination, ...result, seconds: (performance.now() - start) / 1000, verified: plan.verify }
-}
-
-/** What the device is backed by now, for the question who else has it attached. */
-function ownBacking({ device, inode, rdevice }: LoopInfo64): BackingIdentity {
-  return {
-    path: 'the present backing file',
-    device,
-    inode,
-    rdevice: rdevice === 0n ? undefined : rdevice,
-    opened: false,
-    fd: -1,
+    throw error
   }
 }
 
-async function checkDestination({ path, overwrite }: Plan, info: LoopInfo64): Promise<void> {
-  const stat = await files.lstat(path)
-  if (typeof stat === 'number') {
-    if (stat === -constants.errno.ENOENT) return
-    throw explain({ call: 'lstat', errno: stat, path }, 'create destination')
-  }
-  if (stat.dev === info.device && stat.ino === info.inode) {
-    throw refusal('destination-exists', 'lstat', 'is the file that the device is backed by', { path })
-  }
-  if (!overwrite) {
-    throw refusal('destination-exists', 'lstat', 'exists', { path, hint: 'overwrite: true replaces a file' })
-  }
-  if (stat.isFile()) return
-  const type = stat.isSymbolicLink() ? 'a symbolic link' : stat.isDirectory() ? 'a directory' : 'not a regular file'
-  throw refusal('not-a-file-or-block-device', 'lstat', `is ${type}, and is not replaced`, { path })
-}
-
-async function fill(
-  draft: Draft,
-  source: Source,
-  target: Handle,
-  info: LoopInfo64,
-  plan: Plan,
-  deadline: Deadline,
-): Promise<CopyResult> {
-  const size = readSize(target)
+async function copyAndVerify({ draft, source, shown, plan, deadline }: Migration): Promise<CopyResult> {
+  const { info, size } = shown
   const report = reporter(size, plan.onProgress)
   const window = { start: info.offset, size, sparse: plan.sparse }
   const result = await copyWindow(source, draft, window, deadline, (done) => report('copy', done))
   report('flush', 0n)
-  await draft.flush()
-  report('flush', size)
-  deadline.throwIfAborted()
+  await draft.flush(info.offset + size, (done) => report('flush', done < size ? done : size))
+  assertNotOver(deadline, plan.path)
   if (plan.verify) {
-    // What is in the page cache is what was written, not what is on the medium.
-    await binding().fadviseDontNeed(draft.fd)
-    const copy = { fd: draft.fd, path: draft.path, start: info.offset }
-    const extents = await findComparable(source, draft.fd, window)
-    await compareContents(source, copy, extents, deadline, (done) => report('verify', done))
+    await draft.dropCache()
+    const copy = { fd: draft.fd, path: draft.path, asked: draft.path, start: info.offset }
+    const everything = !source.isFile
+    await compareContents(source, copy, { size, everything }, deadline, (done) => report('verify', done))
     report('verify', size)
   }
-  deadline.throwIfAborted()
+  assertNotOver(deadline, plan.path)
+  deadline.ignoreSignal()
   report('switch', size)
   return result
 }
 
-/** From here on only a failure goes back. The draft's lock is held to the end: the original is still needed. */
-async function publishAndSwitch(
-  draft: Draft,
-  source: Source,
-  target: Handle,
-  { overwrite, force }: Plan,
-): Promise<void> {
-  const copy = await files.fstat(draft.fd)
-  if (typeof copy === 'number') throw explain({ call: 'fstat', errno: copy, path: draft.path })
-  await draft.publish(overwrite)
-  try {
-    // Read-only, so that the filesystem of the copy can be remounted so.
-    const backing = await openBacking({ path: draft.destination }, true, checkDeadline({}, 1_000))
+/**
+ * From here on only a failure goes back, and the signal is not heard. The locks of the copy and of what it replaces are
+ * held to the end.
+ */
+async function publishAndSwitch(migration: Migration): Promise<void> {
+  const { target, shown, plan, deadline, destination, source: present, draft } = migration
+  const { force, overlap } = plan
+  await switching(deadline, async () => {
+    await assertShowsSame(target, shown)
     try {
-      if (backing.inode !== copy.ino || backing.device !== copy.dev) {
-        throw refusal('content-differs', 'open', 'is another file than the copy', { path: draft.destination })
-      }
-      await switchBackingFile(target, backing, source, force)
-    } finally {
-      await backing.close()
+      const backing = await destination.publish(draft)
+      const check = () => destination.refuseOldInUse()
+      await switchBackingFile(target, { backing, present, shown, force, overlap, check })
+      await settle(migration)
+    } catch (error) {
+      await cleanUpAfter(error, () => settleOrTakeBack(migration))
+      throw error
     }
-  } catch (error) {
-    await draft.takeBack()
-    throw error
-  }
+  })
+}
+
+/** Where there was no way back, or another process came between: what backs the device keeps its name. */
+async function settleOrTakeBack(migration: Migration): Promise<void> {
+  const { target, deadline, destination, draft } = migration
+  deadline.renew(UNDOING)
+  const isSwitched = await isBackedBy(target, draft.stat, deadline.bound)
+  if (isSwitched === true) await settle(migration)
+  if (isSwitched === false) await destination.takeBack()
+}
+
+async function settle({ draft, destination, source: { owner } }: Migration): Promise<void> {
+  if (owner) await draft.takeOwner(owner)
+  await destination.settle()
 }

@@ -3,12 +3,10 @@
 import { constants } from 'node:os'
 import { backoff, Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
-import { describeHolders, findHolders, type Holder } from '../errors/holders.ts'
+import { adviseHolders, describeHolders, findHolders, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { O_EXCL, O_RDONLY } from '../kernel/files.ts'
-import { readForeignMounts } from '../kernel/mountinfo.ts'
-import * as sysfs from '../kernel/sysfs.ts'
 
 /**
  * Filesystems that survive a change of the whole device under them. Since kernel 6.6 or so the change ends in
@@ -28,7 +26,7 @@ export async function guardFilesystem(handle: Handle): Promise<number> {
   // Another's probe, of a detach say, holds the device exclusively for a moment.
   const deadline = new Deadline(1_000)
   for (let attempt = 1; ; attempt++) {
-    const exclusive = await openDevice(handle.number, O_RDONLY | O_EXCL)
+    const exclusive = await openDevice(handle.number, O_RDONLY | O_EXCL, handle.bound)
     if (exclusive >= 0) return exclusive
     if (exclusive !== -constants.errno.EBUSY) throw handle.explain('open', exclusive)
     const holders = await refuseEndangered(handle)
@@ -42,23 +40,20 @@ export async function guardFilesystem(handle: Handle): Promise<number> {
 
 /** Undefined: everything that holds the device is known to survive. Else it is not known what does. */
 async function refuseEndangered(handle: Handle): Promise<Holder[] | undefined> {
-  const device = sysfs.readDeviceNumbers(handle.number)
-  const holders = await findHolders(handle.number, [handle.descriptor])
-  const foreign = device === undefined ? [] : await readForeignMounts(device)
-  const mounts: Holder[] = [
-    ...holders.filter((holder) => holder.kind === 'mount' && holder.device === handle.path),
-    ...foreign.map(({ mountPoint, fsType }) => ({
-      device: handle.path,
-      kind: 'mount' as const,
-      mountPoint,
-      fsType,
-    })),
-  ]
-  const endangered = mounts.filter((holder) => holder.kind === 'mount' && !SURVIVORS.has(holder.fsType))
+  const holders = await findHolders(handle.number, [handle.descriptor], handle.bound)
+  const inFilesystem = holders.filter((holder) => holder.kind === 'mount' || isInUnmounted(holder))
+  // What type a filesystem has that is in no mount table is not known.
+  const endangered = inFilesystem.filter(
+    (holder) => holder.device === handle.path && !(holder.kind === 'mount' && SURVIVORS.has(holder.fsType)),
+  )
   if (endangered.length > 0) throw refuse(handle, endangered, describeHolders(endangered))
   // Mounts of partitions, swap and what is built on the device hold it too, and are not shut down.
-  const isExplained = mounts.length > 0 || holders.some(({ kind }) => kind !== 'process' && kind !== 'loop')
+  const isExplained = inFilesystem.length > 0 || holders.some(({ kind }) => kind !== 'process' && kind !== 'loop')
   return isExplained ? undefined : holders
+}
+
+function isInUnmounted(holder: Holder): boolean {
+  return holder.kind === 'process' && holder.unmounted === true
 }
 
 function refuse(handle: Handle, holders: Holder[], who: string): Error {
@@ -66,6 +61,6 @@ function refuse(handle: Handle, holders: Holder[], who: string): Error {
     path: handle.path,
     ioctl: 'LOOP_CHANGE_FD',
     holders: holders.length > 0 ? holders : [{ device: handle.path, kind: 'unknown' }],
-    hint: 'unmount it first, or attach with swappable: true next time; force: true does it all the same',
+    hint: `${adviseHolders(holders)}; or attach with swappable: true next time; force: true does it all the same`,
   })
 }

@@ -1,3 +1,6 @@
+import type { Deadline } from '../common/deadline.ts'
+import { refusal } from '../errors/errors.ts'
+
 /** How far a change is. */
 export interface Progress {
   phase: 'copy' | 'flush' | 'verify' | 'switch'
@@ -21,4 +24,14 @@ export function reporter(
     const copied = Number(done)
     onProgress?.({ phase, copied, total, bytesPerSecond: seconds > 0 ? copied / seconds : 0 })
   }
+}
+
+/** @throws the signal's reason; `timeout` */
+export function assertNotOver(deadline: Deadline, path: string): void {
+  deadline.throwIfAborted()
+  if (!deadline.isOver) return
+  throw refusal('timeout', 'ioctl', `not done after ${deadline.waited} ms`, {
+    path,
+    hint: 'a longer timeout, or none; nothing was changed',
+  })
 }

@@ -158,7 +158,7 @@ export async function setBlockSize(handle: Handle, bytes: number, options?: Wait
 async function setBlockSizeExclusively(handle: Handle, access: number, bytes: number): Promise<number> {
   const fd = await openDevice(handle.number, access | O_EXCL, handle.bound)
   if (fd === -EBUSY) {
-    const holders = await findHolders(handle.number, [handle.descriptor])
+    const holders = await findHolders(handle.number, [handle.descriptor], handle.bound)
     throw handle.explain('open', fd, { holders })
   }
   if (fd < 0) throw handle.explain('open', fd)

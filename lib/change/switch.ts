@@ -1,27 +1,42 @@
 /** LOOP_CHANGE_FD: the switch to another backing file, checked before, confirmed after, and taken back where it is not as asked. */
 
+import { constants } from 'node:os'
 import type { Backing } from '../attach/backing.ts'
 import { lockControl } from '../attach/lock.ts'
-import { type BackingIdentity, conflicts, findAttachments, overlapError } from '../attach/overlap.ts'
 import { Deadline } from '../common/deadline.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
 import { diagnose } from '../errors/explain.ts'
+import { cleaningUp } from '../errors/given-up.ts'
 import { type Handle, readSize } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
+import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
 import { CONTROL } from '../kernel/devnode.ts'
-import { close, O_RDWR, open } from '../kernel/files.ts'
+import { closeSoon, O_RDWR, open } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, type LoopInfo64, visibleSize } from '../kernel/uapi.ts'
+import {
+  decodeInfo,
+  LO_FLAGS_DIRECT_IO,
+  LO_FLAGS_READ_ONLY,
+  type LoopInfo64,
+  newInfo,
+  visibleSize,
+} from '../kernel/uapi.ts'
 import { restorePartitions } from '../partitions/blkpg.ts'
 import { openSource, type Source } from './copy.ts'
 import { guardFilesystem } from './mounted-guard.ts'
+import { CHANGE, refuseOverlap } from './overlap.ts'
 
-export const CHANGE = 'LOOP_CHANGE_FD'
+const { ENXIO } = constants.errno
+
+/** The device as it was when its file was first read: what is switched to is a copy of that. */
+export interface Shown {
+  info: LoopInfo64
+  size: bigint
+}
 
 /** @throws `not-read-only` */
-export async function readChangeable(target: Handle): Promise<LoopInfo64> {
+export async function readChangeable(target: Handle): Promise<Shown> {
   const { info } = await target.readInfo()
-  if ((info.flags & LO_FLAGS_READ_ONLY) !== 0) return info
+  if ((info.flags & LO_FLAGS_READ_ONLY) !== 0) return { info, size: readSize(target) }
   throw refusal('not-read-only', 'ioctl', 'the backing file of a writable device cannot be changed', {
     path: target.path,
     ioctl: CHANGE,
@@ -35,13 +50,12 @@ export async function readChangeable(target: Handle): Promise<LoopInfo64> {
  *
  * @throws `size-mismatch` where these are not the same
  */
-export async function openPresent(target: Handle, info: LoopInfo64): Promise<Source> {
+export async function openPresent(target: Handle, { info, size }: Shown): Promise<Source> {
   const present = await openSource(target, info)
-  const shown = readSize(target)
   const now = visibleSize(present.size, info.offset, info.sizeLimit)
-  if (!present.isFile || now === shown) return present
+  if (!present.isFile || now === size) return present
   await present.close()
-  throw refusal('size-mismatch', 'ioctl', `the present backing file has ${now} bytes, the device shows ${shown}`, {
+  throw refusal('size-mismatch', 'ioctl', `the present backing file has ${now} bytes, the device shows ${size}`, {
     path: target.path,
     backingFile: present.path,
     ioctl: CHANGE,
@@ -49,52 +63,95 @@ export async function openPresent(target: Handle, info: LoopInfo64): Promise<Sou
   })
 }
 
-/** The new file must not be written through another device. */
-export async function refuseOverlap(
-  handle: Handle,
-  backing: BackingIdentity,
-  { offset, sizeLimit }: LoopInfo64,
-): Promise<void> {
-  const claim = { offset, sizeLimit, readOnly: true }
-  const others = (await findAttachments(backing)).filter(({ number }) => number !== handle.number)
-  const other = others.find((candidate) => conflicts(candidate, claim))
-  if (other) throw overlapError(CHANGE, handle.path, backing, other)
+export interface Switch {
+  backing: Backing
+  present: Source
+  /** What `backing` was copied from, or compared with. */
+  shown: Shown
+  force: boolean
+  overlap: 'refuse' | 'allow'
+  /** Further rules, under the lock. */
+  check?: () => Promise<void>
 }
 
 /**
- * LOOP_CHANGE_FD, read back. Nobody who keeps to the lock attaches the new file between the last look and the switch,
- * and nobody mounts the device. What fails after the switch is undone by switching back, where the present file can be
- * reached.
+ * LOOP_CHANGE_FD, read back. All of it under the lock of /dev/loop-control: nobody who keeps to that attaches the new
+ * file between the last look and the switch, and nobody mounts the device. What fails after the switch is undone by
+ * switching back, where the present file can be reached.
  */
-export async function switchBackingFile(
-  target: Handle,
-  backing: Backing,
-  present: Source,
-  force: boolean,
-): Promise<void> {
-  const info = await readChangeable(target)
+export async function switchBackingFile(target: Handle, wanted: Switch): Promise<void> {
   const partitions = sysfs.hasPartitions(target.number) ? sysfs.readPartitions(target.number) : []
   const control = await open(CONTROL, O_RDWR)
   let exclusive = -1
-  try {
+  const change = async () => {
     const lock = await lockControl(control, new Deadline(1_000))
+    let after: LoopInfo64
     try {
-      await refuseOverlap(target, backing, info)
-      if (!force) exclusive = await guardFilesystem(target)
-      await issueChange(target, backing, info)
+      if (wanted.overlap === 'refuse') await refuseOverlap(target, wanted.backing, wanted.shown.info)
+      await wanted.check?.()
+      if (!wanted.force) exclusive = await guardFilesystem(target)
+      await assertShowsSame(target, wanted.shown)
+      await issueChange(target, wanted.backing, wanted.shown.info)
+      after = await undoingFailure(target, wanted, () => readBack(target, wanted))
     } finally {
       lock.release()
     }
-    await confirmChange(target, backing, info, present, partitions)
+    await undoingFailure(target, wanted, async () => {
+      await keepDirectIO(target, wanted.shown.info, after)
+      // A device with partition scan drops those that the kernel did not find itself.
+      if (partitions.length > 0) await restorePartitions(target, partitions)
+    })
+  }
+  try {
+    // Held for as long as the change may still happen.
+    await cleaningUp(change, () => closeSoon(exclusive))
   } finally {
-    await letGo(exclusive)
-    await letGo(control)
+    await closeSoon(control)
   }
 }
 
-/** Closes it, where there is one. */
-export async function letGo(fd: number): Promise<void> {
-  if (fd >= 0) await close(fd)
+/**
+ * Runs what is brought to an end although the signal is aborted. Where the time is up in a call, it is not known whether
+ * the device has the other file, and the error says so.
+ */
+export async function switching<T>(deadline: Deadline, operation: () => Promise<T>): Promise<T> {
+  deadline.ignoreSignal()
+  try {
+    return await operation()
+  } catch (error) {
+    if (error instanceof GivenUp) error.isUndone = false
+    throw error
+  }
+}
+
+/**
+ * Others can change offset, size limit, capacity and file of the device at any time, and it is the same attachment.
+ *
+ * @throws `replaced`
+ */
+export async function assertShowsSame(target: Handle, shown: Shown): Promise<void> {
+  const now = await readChangeable(target)
+  const difference = describeDifference(shown, now)
+  if (difference !== undefined) throw changedByOthers(target, difference)
+}
+
+function describeDifference(then: Shown, now: Shown): string | undefined {
+  if (then.info.offset !== now.info.offset) return `its offset from ${then.info.offset} to ${now.info.offset}`
+  if (then.info.sizeLimit !== now.info.sizeLimit) {
+    return `its size limit from ${then.info.sizeLimit} to ${now.info.sizeLimit}`
+  }
+  if (then.size !== now.size) return `its size from ${then.size} to ${now.size}`
+  const { device, inode, rdevice } = now.info
+  const isSame = then.info.device === device && then.info.inode === inode && then.info.rdevice === rdevice
+  return isSame ? undefined : 'its backing file'
+}
+
+function changedByOthers(target: Handle, what: string): LoopError {
+  return refusal('replaced', 'ioctl', `somebody changed ${what} meanwhile`, {
+    path: target.path,
+    ioctl: CHANGE,
+    hint: 'try again with the device as it is now',
+  })
 }
 
 async function issueChange(
@@ -104,47 +161,65 @@ async function issueChange(
 ): Promise<void> {
   const { device, inode, rdevice = 0n } = to
   const answer = await target.changeIdentity({ device, inode, rdevice, offset: before.offset }, () =>
-    binding().loopChangeFd(target.descriptor, to.fd),
+    target.calls.loopChangeFd(target.descriptor, to.fd),
   )
   if (answer < 0) throw await diagnose(target.failure(CHANGE, answer, { backingFile: to.path, backingFd: to.fd }))
 }
 
-async function confirmChange(
-  target: Handle,
-  backing: Backing,
-  before: LoopInfo64,
-  present: Source,
-  partitions: readonly sysfs.KnownPartition[],
-): Promise<void> {
+/** @throws `replaced`, `unknown` */
+async function readBack(target: Handle, { backing, shown }: Switch): Promise<LoopInfo64> {
+  const { info: after } = await target.readInfo()
+  if (after.device !== backing.device || after.inode !== backing.inode) {
+    throw refusal('unknown', 'ioctl', 'the kernel took another file: was the descriptor closed?', {
+      path: target.path,
+      backingFile: backing.path,
+      ioctl: CHANGE,
+    })
+  }
+  const { device, inode, rdevice } = shown.info
+  const now = { info: { ...after, device, inode, rdevice }, size: readSize(target) }
+  const difference = describeDifference(shown, now)
+  if (difference !== undefined) throw changedByOthers(target, difference)
+  return after
+}
+
+async function undoingFailure<T>(target: Handle, wanted: Switch, confirm: () => Promise<T>): Promise<T | LoopInfo64> {
   try {
-    const { info: after } = await target.readInfo()
-    if (after.device !== backing.device || after.inode !== backing.inode) {
-      throw refusal('unknown', 'ioctl', 'the kernel took another file: was the descriptor closed?', {
-        path: target.path,
-        backingFile: backing.path,
-        ioctl: CHANGE,
-      })
-    }
-    await keepDirectIO(target, before, after)
-    // A device with partition scan drops those that the kernel did not find itself.
-    if (partitions.length > 0) await restorePartitions(target, partitions)
+    return await confirm()
   } catch (error) {
-    const isBack = present.isFile && (await switchBack(target, before, present))
-    // With no way back the change has happened: only that it was to another file is a failure of it, and neither less
-    // direct I/O than before is one, nor a file that cannot be asked what it is.
-    if (isBack || LoopError.is(error, 'unknown')) throw error
+    if (error instanceof GivenUp) throw error
+    const isBack = wanted.present.isFile && (await switchBack(target, wanted))
+    // With no way back the change has happened. It counts as failed only where it was to another file, or the device
+    // shows another part of it: not for less direct I/O than before, or a file that cannot be asked what it is.
+    if (isBack || LoopError.is(error, 'unknown') || LoopError.is(error, 'replaced')) throw error
+    return wanted.shown.info
   }
 }
 
-async function switchBack(target: Handle, before: LoopInfo64, { fd, path }: Source): Promise<boolean> {
+/** What somebody else has changed it to since is not ours to undo. */
+async function switchBack(target: Handle, { backing, present, shown }: Switch): Promise<boolean> {
+  if ((await isBackedBy(target, backing, target.bound)) === false) return false
   try {
-    await issueChange(target, { ...before, fd, path }, before)
-    await keepDirectIO(target, before, (await target.readInfo()).info)
+    await issueChange(target, { ...shown.info, fd: present.fd, path: present.path }, shown.info)
+    await keepDirectIO(target, shown.info, (await target.readInfo()).info)
     return true
   } catch {
     // The error that made it necessary is the one to be told.
     return false
   }
+}
+
+/** Whether the device is backed by the file, whoever's attachment it is by now; undefined where that cannot be told. */
+export async function isBackedBy(
+  target: Handle,
+  file: { device: bigint; inode: bigint },
+  bound: Bound | undefined,
+): Promise<boolean | undefined> {
+  const bytes = newInfo()
+  const answer = await within(bound, target.number).loopGetStatus64(target.descriptor, bytes)
+  if (answer === -ENXIO) return false
+  const { device, inode } = decodeInfo(bytes)
+  return answer < 0 ? undefined : device === file.device && inode === file.inode
 }
 
 /** The kernel takes the new descriptor's O_DIRECT over, and drops direct I/O where the new file cannot do it. */

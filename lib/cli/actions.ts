@@ -144,10 +144,16 @@ export async function statusAction(number: number, { json }: Json): Promise<void
   )
 }
 
+interface ChangeFlags extends Json {
+  force?: true
+  overlap?: 'refuse' | 'allow'
+  timeout?: number
+}
+
 export async function changeAction(
   number: number,
   file: string,
-  { json, ...options }: Json & { verify?: true; force?: true },
+  { json, ...options }: ChangeFlags & { verify?: true },
 ): Promise<void> {
   await interruptible(async (signal) => {
     const device = await open(number, { signal })
@@ -160,11 +166,10 @@ export async function changeAction(
   })
 }
 
-interface MigrateFlags extends Json {
+interface MigrateFlags extends ChangeFlags {
   verify: boolean
   sparse: boolean
   overwrite?: true
-  force?: true
 }
 
 export async function migrateAction(

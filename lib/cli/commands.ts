@@ -81,7 +81,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
     command(program, 'umount', 'unmount what is mounted from a loop device')
       .argument('<dirs...>', 'where it is mounted')
       .option('--lazy', 'where files of it are open, leave it to the kernel to unmount it after that')
-      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 4000)', parseWholeNumber)
+      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 10000)', parseWholeNumber)
       .action(later((actions) => actions.umountAction)),
   create: (program) =>
     command(program, 'create', 'make a new image, which is all zeros')
@@ -101,20 +101,18 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .argument('<device>', DEVICE, parseDevice)
       .action(later((actions) => actions.statusAction)),
   change: (program) =>
-    command(program, 'change', 'another backing file of the same content, for a read-only device')
+    withChangeOptions(command(program, 'change', 'another backing file of the same content, for a read-only device'))
       .argument('<device>', DEVICE, parseDevice)
       .argument('<file>', FILE)
       .option('--verify', 'compare the contents first')
-      .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
       .action(later((actions) => actions.changeAction)),
   migrate: (program) =>
-    command(program, 'migrate', 'move the backing file to another place, under the running system')
+    withChangeOptions(command(program, 'migrate', 'move the backing file to another place, under the running system'))
       .argument('<device>', DEVICE, parseDevice)
       .argument('<destination>', 'where the copy goes: a file that does not exist')
       .option('--no-verify', 'do not read the copy back and compare it')
       .option('--no-sparse', 'write zeros where there are holes')
       .option('--overwrite', 'replace a file that is there')
-      .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
       .action(later((actions) => actions.migrateAction)),
   resize: (program) =>
     command(program, 'resize', 'take over the new size of the backing file, or make both larger, and print it')
@@ -186,6 +184,13 @@ const DEVICE = '7, loop7, /dev/loop7 or a link to it'
 
 function command(program: Command, name: string, description: string): Command {
   return program.command(name).description(description).option('--json', 'print JSON, also of an error')
+}
+
+function withChangeOptions(target: Command): Command {
+  return target
+    .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
+    .addOption(new Option('--overlap <mode>', 'what if other devices have the files').choices(['refuse', 'allow']))
+    .option('--timeout <ms>', 'give up where it has not come to the switch by then (default: never)', parseWholeNumber)
 }
 
 function withAttachOptions(target: Command): Command {

@@ -20,10 +20,10 @@ export function checkDeadline(given: Wait, timeout: number): Deadline {
 }
 
 export class Deadline {
-  readonly #timeout: number
-  readonly #start: number
-  readonly #end: number
-  readonly #signal: AbortSignal | undefined
+  #timeout: number
+  #start: number
+  #end: number
+  #signal: AbortSignal | undefined
   readonly #bound: Bound
 
   /** `timeout` in milliseconds; 0: one try, no waiting. */
@@ -32,7 +32,20 @@ export class Deadline {
     this.#start = performance.now()
     this.#end = this.#start + timeout
     this.#signal = signal
-    this.#bound = new DeadlineBound(this, signal)
+    this.#bound = new DeadlineBound(this, () => this.#signal)
+  }
+
+  /** From now on there is only the time: what has been begun is brought to an end. */
+  ignoreSignal(): void {
+    this.#signal = undefined
+  }
+
+  /** Begins anew, for so many milliseconds and without the signal: to take back what was given up on. */
+  renew(timeout: number): void {
+    this.ignoreSignal()
+    this.#timeout = timeout
+    this.#start = performance.now()
+    this.#end = this.#start + timeout
   }
 
   throwIfAborted(): void {
@@ -63,9 +76,9 @@ export class Deadline {
     return this.#timeout > 0 && this.left === 0
   }
 
-  /** Whether it is one try, which may take as long as it takes. */
-  get isUnbounded(): boolean {
-    return this.#timeout === 0
+  /** The options for a part of the work, which has what is left of the time. */
+  get rest(): Wait {
+    return { timeout: this.isOneTry ? 0 : Math.max(1, Math.ceil(this.left)), signal: this.#signal }
   }
 
   /**
@@ -99,7 +112,8 @@ export class Deadline {
         forget()
         resolve(isWoken)
       }
-      const timer = ms > MOST_MS ? undefined : setTimeout(end, ms, false)
+      // Without an end too, something that is waited for keeps the process alive.
+      const timer = ms > MOST_MS ? setInterval(() => {}, MOST_MS) : setTimeout(end, ms, false)
       const forget = onAbort(this.#signal, (reason) => {
         clearTimeout(timer)
         reject(reason)
@@ -110,12 +124,16 @@ export class Deadline {
 }
 
 class DeadlineBound implements Bound {
-  readonly signal: AbortSignal | undefined
   readonly #deadline: Deadline
+  readonly #signal: () => AbortSignal | undefined
 
-  constructor(deadline: Deadline, signal: AbortSignal | undefined) {
+  constructor(deadline: Deadline, signal: () => AbortSignal | undefined) {
     this.#deadline = deadline
-    this.signal = signal
+    this.#signal = signal
+  }
+
+  get signal(): AbortSignal | undefined {
+    return this.#signal()
   }
 
   get left(): number {

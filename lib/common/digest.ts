@@ -7,11 +7,6 @@ export function crc32(bytes: Uint8Array, before?: number): number {
   return process.getBuiltinModule('node:zlib').crc32(bytes, before)
 }
 
-/** In hexadecimal. */
-export function sha256(text: string): string {
-  return process.getBuiltinModule('node:crypto').createHash('sha256').update(text).digest('hex')
-}
-
 /** That many random bytes, in hexadecimal. */
 export function randomHex(bytes: number): string {
   return process.getBuiltinModule('node:crypto').randomBytes(bytes).toString('hex')

@@ -5,7 +5,7 @@
  * waiting, mending and explaining that may need, and what is left is planned again from there.
  */
 
-import type { Asked, Bound } from '../kernel/bounded.ts'
+import { type Asked, type Bound, GivenUp } from '../kernel/bounded.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import type { Deadline } from './deadline.ts'
 
@@ -19,8 +19,10 @@ export interface Phase {
   plan?(sequence: Sequence): (() => void) | undefined
   /** Does it call by call, in every case. Resolves without being done only where an earlier phase has to be done again. */
   byHand(): Promise<void>
-  /** Takes back what was done, where the workflow fails. It must not throw. */
+  /** Takes back what was done, where the workflow fails. */
   undo?(): Promise<void>
+  /** The sequence that its calls were in was given up on, and has come back: the steps have their answers. */
+  comeBack?(): void
 }
 
 /**
@@ -44,9 +46,23 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline, as
       await next.byHand()
     }
   } catch (error) {
-    for (const phase of phases.toReversed()) await phase.undo?.()
+    for (const phase of phases.toReversed()) await undo(phase)
     throw error
   }
+}
+
+/** What cannot be taken back must not keep the others from being taken back; the first error is the one to be told. */
+async function undo(phase: Phase): Promise<void> {
+  try {
+    await phase.undo?.()
+  } catch {
+    // Its thread goes on with it, where it was given up on.
+  }
+}
+
+async function tellLate(phases: readonly Phase[], back: Promise<unknown>): Promise<void> {
+  await back
+  for (const phase of phases) phase.comeBack?.()
 }
 
 async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked | undefined): Promise<void> {
@@ -58,7 +74,12 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
     takers.push(take)
   }
   if (takers.length === 0) return
-  await sequence.run(bound, asked)
+  try {
+    await sequence.run(bound, asked)
+  } catch (error) {
+    if (error instanceof GivenUp) void tellLate(phases, error.back)
+    throw error
+  }
   // Each of them, whatever the one before it found: descriptors have been opened that somebody has to know of.
   const refused: unknown[] = []
   for (const take of takers) {

@@ -32,6 +32,7 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
   const force = given.force === undefined ? false : checkBoolean('force', given.force)
   const deadline = checkDeadline(given, 4_000)
+  if (handle.isDetached) return 'detached'
   return countUnderWay(() =>
     handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force)), deadline),
   )

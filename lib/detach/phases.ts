@@ -6,11 +6,12 @@ import type { Phase } from '../common/phases.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
+import { relock } from '../handle/device-lock.ts'
 import { noteFree } from '../handle/free-devices.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { canAdministrate } from '../kernel/process.ts'
-import type { Sequence } from '../kernel/sequence.ts'
+import type { Sequence, Step } from '../kernel/sequence.ts'
 import { linksWithoutPartitions } from '../kernel/sysfs.ts'
 import { removeUnused } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
@@ -218,6 +219,7 @@ export class ClearPhase implements Phase {
     await close(plain)
     if (answer < 0) throw handle.explain('dup3', answer)
     work.isExclusive = false
+    await relock(handle)
   }
 
   /** Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves. */
@@ -276,6 +278,7 @@ export class ClearLazilyPhase implements Phase {
 export class VacatePhase implements Phase {
   readonly #work: Detaching
   #isDone = false
+  #vacated: Step | undefined
 
   constructor(work: Detaching) {
     this.#work = work
@@ -289,6 +292,7 @@ export class VacatePhase implements Phase {
   plan(sequence: Sequence): (() => void) | undefined {
     const { handle } = this.#work
     const vacated = sequence.call('vacate', handle.descriptor)
+    this.#vacated = vacated
     const links = sequence.try('sysfsLinks', handle.number)
     return () => {
       if (!vacated.succeeded) return
@@ -301,6 +305,14 @@ export class VacatePhase implements Phase {
   async byHand(): Promise<void> {
     await this.#work.handle.closeNow()
     this.#finish()
+  }
+
+  /** It has succeeded, too late for its caller: the next detach() is told. */
+  comeBack(): void {
+    const { handle } = this.#work
+    if (!this.#vacated?.succeeded || handle.isClosing) return
+    handle.closeVacated()
+    handle.isDetached = true
   }
 
   #finish(): void {

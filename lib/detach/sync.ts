@@ -1,31 +1,40 @@
-/** detachSync(), for exit handlers, where nothing can be waited for. */
+/** detachSync(), for exit handlers: it waits for the kernel for at most a second, and never for users of the device. */
 
 import { constants } from 'node:os'
 import { Deadline } from '../common/deadline.ts'
-import type { Handle } from '../handle/handle.ts'
+import { type Handle, SYNC_MS } from '../handle/handle.ts'
 import { noteFree } from '../handle/free-devices.ts'
-import { binding } from '../kernel/binding.ts'
-import { fsyncSync } from '../kernel/files.ts'
+import { GivenUp } from '../kernel/bounded.ts'
+import { callWithinSync } from '../kernel/bounded-sync.ts'
+import { Sequence, type Step } from '../kernel/sequence.ts'
 import { removeUnusedSync } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
 import { attachmentOf, isStillAttached } from './confirm.ts'
 import type { DetachResult } from './detach.ts'
 import { Detaching, type Present, readPresent } from './detaching.ts'
 
-const { EBADF, ENOTTY, ENXIO } = constants.errno
+const { EBADF, ENOTTY, ENXIO, ETIMEDOUT } = constants.errno
 
-/** Never waits for users of the device. With an operation in flight that one keeps the descriptor until it ends. */
+/** Milliseconds of {@link SYNC_MS} that the flush may take, and the removal of partitions after it. */
+const FLUSH_MS = 750
+const PARTITIONS_MS = 100
+
+/**
+ * With an operation in flight that one keeps the descriptor until it ends. A call that does not come back in time is left
+ * to its thread: the device goes when it has.
+ */
 export function detachSync(handle: Handle): DetachResult {
   if (handle.isClosing) throw handle.closedError()
   const attachment = attachmentOf(handle.number, handle.ref.diskSeq)
+  const deadline = new Deadline(SYNC_MS)
   let present: Present | undefined
   try {
-    present = requestDetach(handle)
+    present = requestDetach(handle, deadline)
   } catch (error) {
     // A detach in flight has asked for it already, and may have let go of it between our calls.
-    if (!handle.isRunning || !isGone(handle)) throw error
+    if (!handle.isRunning || !isGone(handle, deadline)) throw error
   }
-  const closed = handle.closeSync()
+  const closed = handle.closeSync(deadline.left)
   removeNodesOfGone(handle.number, present?.partitions ?? [])
   if (!closed || isStillAttached(attachment)) return 'deferred'
   noteFree(handle.number)
@@ -33,16 +42,47 @@ export function detachSync(handle: Handle): DetachResult {
 }
 
 /** Not attached any more; ENOTTY where the descriptor has been vacated. */
-function isGone({ descriptor }: Handle): boolean {
-  return [-ENXIO, -ENOTTY, -EBADF].includes(binding().loopGetFlagsSync(descriptor))
+function isGone({ number, descriptor }: Handle, { left }: Deadline): boolean {
+  const answer = callWithinSync(left, number, 'loopGetFlags', descriptor)
+  return answer !== undefined && [-ENXIO, -ENOTTY, -EBADF].includes(answer)
 }
 
-function requestDetach(handle: Handle): Present {
+function requestDetach(handle: Handle, deadline: Deadline): Present {
   const present = readPresent(handle)
-  const work = new Detaching(handle, new Deadline(0), true)
-  if (!work.isFlushed) work.noteFlush(fsyncSync(handle.descriptor))
-  removeUnusedSync(handle.number, handle.descriptor, present.added)
-  const answer = binding().loopClrFdSync(handle.descriptor)
-  if (answer < 0) throw handle.explain('LOOP_CLR_FD', answer)
+  const work = new Detaching(handle, deadline, true)
+  if (!work.isFlushed) work.noteFlush(flush(handle))
+  removeUnusedSync(handle, present.added, PARTITIONS_MS)
+  const cleared = clear(handle, deadline.left)
+  if (cleared.answer !== undefined && cleared.answer < 0) throw handle.explain('LOOP_CLR_FD', cleared.answer)
   return present
+}
+
+/**
+ * The answer of fsync(2); ETIMEDOUT where there is none. The filesystem is asked for something else before: that call
+ * ends with the process, while a process that is in fsync(2) of a device whose server is silent cannot end.
+ */
+function flush({ number, descriptor }: Handle): number {
+  const sequence = new Sequence()
+  sequence.try('loopGetFlags', descriptor)
+  const flushed = sequence.call('fsync', descriptor)
+  return runWithin(sequence, FLUSH_MS, number) ? (flushed.answer ?? 0) : -ETIMEDOUT
+}
+
+/** LOOP_CLR_FD, which has no answer where it does not come back; and the last close, but for an operation in flight. */
+function clear({ number, descriptor, isRunning }: Handle, ms: number): Step {
+  const sequence = new Sequence()
+  const cleared = sequence.call('loopClrFd', descriptor)
+  if (!isRunning) sequence.try('vacate', descriptor)
+  runWithin(sequence, ms, number)
+  return cleared
+}
+
+function runWithin(sequence: Sequence, ms: number, number: number): boolean {
+  try {
+    sequence.runWithinSync(ms, number)
+    return true
+  } catch (error) {
+    if (error instanceof GivenUp) return false
+    throw error
+  }
 }

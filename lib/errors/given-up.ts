@@ -15,11 +15,44 @@ export function explainGivenUp(error: unknown, path?: string): unknown {
   if (!(error instanceof GivenUp)) return error
   if (error.isAborted) return error.cause
   const who = nameOf(error.asked) ?? path
-  return refusal('timeout', 'ioctl', `${who ?? 'the kernel'} did not answer in time`, {
+  const detail = `${who ?? 'the kernel'} did not answer in time`
+  const more = error.isUndone ? 'what was begun is undone when it answers' : 'look at the status when it answers'
+  return refusal('timeout', 'ioctl', error.isUndone ? detail : `${detail}, and what came of it is not known`, {
     path: who,
-    hint: 'see whether the server of its filesystem is still there; what was begun is undone when it answers',
+    hint: `see whether the server of its filesystem is still there; ${more}`,
     cause: error,
   })
+}
+
+/**
+ * Cleans up after an operation that has failed: where it was given up on in a call, when that has come back, without being
+ * waited for, since what would be asked does not answer until then. What fails of it is not told.
+ */
+export async function cleanUpAfter(error: unknown, cleanUp: () => Promise<unknown>): Promise<void> {
+  if (error instanceof GivenUp && error.hasBegun) error.back = cleanUpQuietly(cleanUp, error.back)
+  else await cleanUpQuietly(cleanUp)
+}
+
+async function cleanUpQuietly(cleanUp: () => Promise<unknown>, after?: Promise<unknown>): Promise<void> {
+  try {
+    await after
+    await cleanUp()
+  } catch {
+    // The error of the operation is the one to be told.
+  }
+}
+
+/** Runs the operation, and cleans up whatever became of it: see {@link cleanUpAfter}. */
+export async function cleaningUp<T>(operation: () => Promise<T>, cleanUp: () => Promise<unknown>): Promise<T> {
+  let result: T
+  try {
+    result = await operation()
+  } catch (error) {
+    await cleanUpAfter(error, cleanUp)
+    throw error
+  }
+  await cleanUp()
+  return result
 }
 
 /** Runs what can be given up on, and explains it. */

@@ -1,58 +1,40 @@
-/** Who is in the way: everything that keeps a loop device, or one of its partitions, from being let go. */
+/**
+ * Who is in the way: everything that keeps a loop device, or one of its partitions, from being let go. The search only
+ * asks what the kernel has at hand, so a server that does not answer cannot hold it up, and it runs on other threads.
+ */
 
-import { setImmediate, setTimeout } from 'node:timers/promises'
-import { GivenUp } from '../kernel/bounded.ts'
+import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { minorOfDevice } from '../kernel/features.ts'
-import { O_RDONLY, readDirectory, readDirectorySync, readFile, readLinkSync, statSync } from '../kernel/files.ts'
-import { readMounts } from '../kernel/mountinfo.ts'
-import { lookForNodes, type PathOf } from '../kernel/nodes-at.ts'
-import { Sequence } from '../kernel/sequence.ts'
+import { readDirectory, readFile } from '../kernel/files.ts'
+import { isBlockDevice, statCached } from '../kernel/folder.ts'
+import { type Mount, readMounts, unescapeOctal } from '../kernel/mountinfo.ts'
+import { type ProcessUse, readProcessUses } from '../kernel/processes.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { decodeInfo, formatDevice, newInfo } from '../kernel/uapi.ts'
+import type { Holder } from './holder.ts'
+import { findStacked } from './stacked-loops.ts'
 
-/** One user of a device. `device` is the one it holds: `/dev/loop7` or `/dev/loop7p1`. */
-export type Holder = { device: string } & (
-  | { kind: 'mount'; mountPoint: string; fsType: string }
-  | { kind: 'swap' }
-  | { kind: 'device-mapper' | 'md' | 'block'; name: string; path: string }
-  | { kind: 'loop'; number: number; path: string }
-  /** A process that has it open; other handles of this process too. */
-  | { kind: 'process'; pid: number; command: string }
-  /** Busy, and nothing visible: another mount or pid namespace. */
-  | { kind: 'unknown' }
-)
+export { adviseHolders, describeHolders, type Holder } from './holder.ts'
 
 /** The device and its partitions: `major:minor` to path. */
 type Devices = ReadonlyMap<string, string>
 
 /**
- * Everybody who uses the device, as far as this process may see: mounts of its mount namespace, swap, device-mapper
- * and md, loop devices on top of it, and processes that have it open.
+ * Everybody who uses the device, as far as this process may see: mounts of its mount namespace and of those of other
+ * processes, swap, device-mapper and md, loop devices on top of it, processes that have it open, and processes in a
+ * filesystem of it that was unmounted lazily.
  *
  * @param ownDescriptors descriptors of this process that are not to be counted
+ * @throws GivenUp
  */
-export async function findHolders(number: number, ownDescriptors: readonly number[] = []): Promise<Holder[]> {
-  const found: Holder[] = []
-  await collect(found, number, ownDescriptors, () => false)
-  return found
-}
-
-async function collect(
-  found: Holder[],
+export async function findHolders(
   number: number,
-  ownDescriptors: readonly number[],
-  isLate: () => boolean,
-): Promise<void> {
-  const devices = devicesOf(number)
-  found.push(...(await mounts(devices)))
-  found.push(...(await swaps(devices)))
-  found.push(...(await stackedBlockDevices(number, devices)))
-  found.push(...(await stackedLoops(number, devices)))
-  for await (const holder of processes(devices, ownDescriptors)) {
-    found.push(holder)
-    if (isLate()) return
-  }
+  ownDescriptors: readonly number[] = [],
+  bound?: Bound,
+): Promise<Holder[]> {
+  const found: Holder[] = []
+  await collect(found, number, ownDescriptors, bound)
+  return sorted(found)
 }
 
 const SOON = 50
@@ -60,54 +42,41 @@ const SOON = 50
 /** {@link findHolders} for the message of an error: those that are found within 50 ms. */
 export async function findHoldersSoon(number: number, ownDescriptors: readonly number[] = []): Promise<Holder[]> {
   const found: Holder[] = []
-  let late = false
-  await Promise.race([collect(found, number, ownDescriptors, () => late), setTimeout(SOON, undefined, { ref: false })])
-  late = true
-  return [...found]
-}
-
-/** One line for a message: `mounted at /mnt (ext4), open in process 17 (cat)`. */
-export function describeHolders(holders: readonly Holder[]): string {
-  return holders.map(describeHolder).join(', ')
-}
-
-/** What to do about the first of them: `unmount /mnt first`. */
-export function adviseHolders([holder]: readonly Holder[]): string {
-  switch (holder?.kind) {
-    case 'mount':
-      return `unmount ${holder.mountPoint} first: it is still mounted there`
-    case 'swap':
-      return `swapoff ${holder.device} first`
-    case 'loop':
-      return `detach ${holder.path} first`
-    case 'process':
-      return `wait for process ${holder.pid} (${holder.command}) to close it, or end it`
-    case 'device-mapper':
-      return `dmsetup remove ${holder.name} first`
-    case 'md':
-      return `mdadm --stop ${holder.path} first`
-    case 'block':
-      return `take ${holder.path} down first`
-    default:
-      return 'look for it in other containers: another mount or process namespace holds it'
+  const end = performance.now() + SOON
+  const bound: Bound = {
+    get left() {
+      return end - performance.now()
+    },
   }
+  try {
+    await collect(found, number, ownDescriptors, bound)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
+  return sorted(found)
 }
 
-function describeHolder(holder: Holder): string {
-  switch (holder.kind) {
-    case 'mount':
-      return `${holder.device} is mounted at ${holder.mountPoint} (${holder.fsType})`
-    case 'swap':
-      return `${holder.device} is used for swap`
-    case 'loop':
-      return `${holder.path} is attached to ${holder.device}`
-    case 'process':
-      return `process ${holder.pid} (${holder.command}) has ${holder.device} open`
-    case 'unknown':
-      return `${holder.device} is in use, by what cannot be seen from here`
-    default:
-      return `${holder.path} is built on ${holder.device}`
-  }
+/** What lasts comes first: what to do is told about the first. */
+const ORDER = ['mount', 'swap', 'device-mapper', 'md', 'block', 'loop', 'process', 'unknown']
+
+function sorted(holders: readonly Holder[]): Holder[] {
+  return holders.toSorted((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind))
+}
+
+async function collect(
+  found: Holder[],
+  number: number,
+  ownDescriptors: readonly number[],
+  bound: Bound | undefined,
+): Promise<void> {
+  const devices = devicesOf(number)
+  const filesystems = await findFilesystems(devices, bound)
+  const own = await readMounts('self', bound)
+  found.push(...mountsOf(typeof own === 'number' ? [] : own, devices, filesystems))
+  found.push(...(await swaps(devices, bound)))
+  found.push(...(await stackedBlockDevices(number, devices, bound)))
+  found.push(...(await stackedLoops(number, devices, bound)))
+  await new ProcessSearch(found, devices, filesystems, bound).run(ownDescriptors)
 }
 
 function devicesOf(number: number): Devices {
@@ -117,33 +86,55 @@ function devicesOf(number: number): Devices {
   return devices
 }
 
-async function mounts(devices: Devices): Promise<Holder[]> {
-  const all = await readMounts()
-  if (typeof all === 'number') return []
-  return all.flatMap(({ device: key, mountPoint, fsType }) => {
-    const device = devices.get(key)
+/** The last word of a device's path, which is what sysfs calls it. */
+function nameOf(path: string): string {
+  return path.slice(path.lastIndexOf('/') + 1)
+}
+
+/** Names of the devices of a filesystem that is on several, to the one of ours that is among them. */
+type Filesystems = ReadonlyMap<string, string>
+
+/** btrfs has a device number of its own in the mount table: /sys/fs/btrfs tells which devices one is on. */
+async function findFilesystems(devices: Devices, bound: Bound | undefined): Promise<Filesystems> {
+  const all = new Map<string, string>()
+  const filesystems = await readDirectory('/sys/fs/btrfs', bound)
+  if (typeof filesystems === 'number') return all
+  for (const filesystem of filesystems) {
+    const names = await readDirectory(`/sys/fs/btrfs/${filesystem}/devices`, bound)
+    if (typeof names === 'number') continue
+    const ours = [...devices.values()].find((path) => names.includes(nameOf(path)))
+    if (ours !== undefined) for (const name of names) all.set(name, ours)
+  }
+  return all
+}
+
+type MountHolder = Extract<Holder, { kind: 'mount' }>
+
+function mountsOf(mounts: readonly Mount[], devices: Devices, filesystems: Filesystems): MountHolder[] {
+  return mounts.flatMap(({ device: key, mountPoint, fsType, source }) => {
+    const device = devices.get(key) ?? (fsType === 'btrfs' ? filesystems.get(nameOf(source)) : undefined)
     return device === undefined ? [] : [{ device, kind: 'mount' as const, mountPoint, fsType }]
   })
 }
 
-async function swaps(devices: Devices): Promise<Holder[]> {
-  const text = await readFile('/proc/swaps')
+async function swaps(devices: Devices, bound: Bound | undefined): Promise<Holder[]> {
+  const text = await readFile('/proc/swaps', bound)
   if (typeof text === 'number') return []
   const holders: Holder[] = []
   for (const line of text.toString().split('\n').slice(1)) {
-    const [path] = line.split(/\s/, 1)
-    if (path === undefined || !path.startsWith('/dev/')) continue
-    const device = deviceAt(path, devices)
+    const [path, type] = line.split(/\s+/, 2)
+    if (path === undefined || type !== 'partition') continue
+    const device = await deviceAt(unescapeOctal(path), devices, bound)
     if (device !== undefined) holders.push({ device, kind: 'swap' })
   }
   return holders
 }
 
-async function stackedBlockDevices(number: number, devices: Devices): Promise<Holder[]> {
+async function stackedBlockDevices(number: number, devices: Devices, bound: Bound | undefined): Promise<Holder[]> {
   const holders: Holder[] = []
   for (const device of devices.values()) {
-    for (const name of await sysfs.readHolderNames(number, device.slice('/dev/'.length))) {
-      const dmName = await readFile(`/sys/block/${name}/dm/name`)
+    for (const name of await sysfs.readHolderNames(number, nameOf(device))) {
+      const dmName = await readFile(`/sys/block/${name}/dm/name`, bound)
       const kind = name.startsWith('dm-') ? 'device-mapper' : name.startsWith('md') ? 'md' : 'block'
       holders.push({
         device,
@@ -157,87 +148,98 @@ async function stackedBlockDevices(number: number, devices: Devices): Promise<Ho
 }
 
 /** The loop devices on top of this one, or of a partition of it. */
-export async function findStackedLoops(number: number): Promise<Holder[]> {
-  return stackedLoops(number, devicesOf(number))
+export async function findStackedLoops(number: number, bound?: Bound): Promise<Holder[]> {
+  return stackedLoops(number, devicesOf(number), bound)
 }
 
-/**
- * holders/ in sysfs does not show them, and O_EXCL does not see them: only the numbers of their own backing file tell.
- * LOOP_GET_STATUS64 has them; of a device that cannot be asked the node at the path tells.
- */
-async function stackedLoops(number: number, devices: Devices): Promise<Holder[]> {
-  const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') return []
-  const paths: PathOf[] = []
-  for (const upper of numbers) {
-    const backingFile = upper === number ? undefined : await sysfs.readBackingFile(upper)
-    if (backingFile !== undefined) paths.push([upper, backingFile])
+async function stackedLoops(number: number, devices: Devices, bound: Bound | undefined): Promise<Holder[]> {
+  const stacked = await findStacked(devices, number, bound)
+  return stacked.map((upper) => ({
+    device: devices.get(upper.device) ?? upper.device,
+    kind: 'loop',
+    number: upper.number,
+    path: devicePath(upper.number),
+  }))
+}
+
+/** By its numbers; by its name where this /dev, or this mount namespace, has no such node. */
+async function deviceAt(path: string, devices: Devices, bound: Bound | undefined): Promise<string | undefined> {
+  const stat = await statCached(path, bound)
+  if (typeof stat !== 'number') return isBlockDevice(stat) ? devices.get(stat.rdevice) : undefined
+  return [...devices.values()].find((device) => nameOf(device) === nameOf(path))
+}
+
+/** Processes that are looked at in one hop to a thread. */
+const BATCH = 64
+
+/** Looks at all processes: what they have open, where they are, and what is mounted in their mount namespaces. */
+class ProcessSearch {
+  readonly #found: Holder[]
+  readonly #devices: Devices
+  readonly #filesystems: Filesystems
+  readonly #own: ReadonlySet<string>
+  readonly #bound: Bound | undefined
+  /** Mount namespaces that were looked at, each by its first process, which of a container is mostly the init. */
+  readonly #namespaces = new Set<bigint>()
+  readonly #within: [device: string, pid: number][] = []
+
+  constructor(found: Holder[], devices: Devices, filesystems: Filesystems, bound: Bound | undefined) {
+    this.#found = found
+    this.#devices = devices
+    this.#filesystems = filesystems
+    this.#bound = bound
+    this.#own = new Set(found.filter((holder) => holder.kind === 'mount').map(keyOf))
   }
-  const { nodes, undecided } = await lookForNodes(paths)
-  const asked = await readBackingNumbers(undecided)
-  return undecided.flatMap((upper) => {
-    const rdevice = asked.get(upper) ?? nodes.get(upper)
-    const device = rdevice === undefined ? undefined : devices.get(formatDevice(rdevice))
-    return device === undefined ? [] : [{ device, kind: 'loop', number: upper, path: devicePath(upper) }]
-  })
-}
 
-/** Milliseconds: a device can have a file on a server that does not answer. */
-const LOOK_MS = 1_000
-
-/** The numbers of the block devices that these are backed by, 0 for a file; devices that do not answer are left out. */
-async function readBackingNumbers(numbers: readonly number[]): Promise<Map<number, bigint>> {
-  const sequence = new Sequence()
-  const asked = numbers.map((number) => {
-    sequence.part()
-    const info = newInfo()
-    const fd = sequence.call('openLoop', number, O_RDONLY)
-    const step = sequence.try('loopGetStatus64', fd, info)
-    sequence.call('close', fd)
-    return { number, info, step }
-  })
-  try {
-    await sequence.run({ left: LOOK_MS })
-  } catch (error) {
-    if (!(error instanceof GivenUp)) throw error
+  async run(ownDescriptors: readonly number[]): Promise<void> {
+    const entries = await readDirectory('/proc', this.#bound)
+    if (typeof entries === 'number') return
+    const numbers = entries.filter((entry) => /^\d+$/.test(entry)).map(Number)
+    // This process first: mostly it is one's own other handle.
+    const pids = [...new Set([process.pid, ...numbers.toSorted((a, b) => a - b)])]
+    for (let i = 0; i < pids.length; i += BATCH) {
+      const batch = pids.slice(i, i + BATCH)
+      const uses = await readProcessUses(batch, [...this.#devices.keys()], ownDescriptors, this.#bound)
+      for (const use of uses) await this.#take(use)
+    }
+    await this.#tellUnmounted()
   }
-  const answered = asked.filter(({ step }) => step.succeeded)
-  return new Map(answered.map(({ number, info }) => [number, decodeInfo(info).rdevice]))
-}
 
-async function* processes(devices: Devices, ownDescriptors: readonly number[]): AsyncGenerator<Holder> {
-  const entries = await readDirectory('/proc')
-  if (typeof entries === 'number') return
-  let lastPause = performance.now()
-  // This process first: mostly it is one's own other handle.
-  for (const pid of new Set([process.pid, ...entries.filter((entry) => /^\d+$/.test(entry)).map(Number)])) {
-    const descriptors = readDirectorySync(`/proc/${pid}/fd`)
-    if (typeof descriptors === 'number') continue
-    const seen = new Set<string>()
-    for (const fd of descriptors) {
-      if (pid === process.pid && ownDescriptors.includes(Number(fd))) continue
-      const device = deviceOfDescriptor(`/proc/${pid}/fd/${fd}`, devices)
-      if (device !== undefined) seen.add(device)
+  async #take({ pid, mountNamespace, open, within }: ProcessUse): Promise<void> {
+    for (const key of open) await this.#tellProcess(this.#devices.get(key), pid)
+    for (const key of within) this.#within.push([this.#devices.get(key) ?? key, pid])
+    if (mountNamespace === 0n || this.#namespaces.has(mountNamespace)) return
+    this.#namespaces.add(mountNamespace)
+    // The first is this process, whose mounts are known.
+    if (pid === process.pid) return
+    const mounts = await readMounts(pid, this.#bound)
+    if (typeof mounts === 'number') return
+    for (const holder of mountsOf(mounts, this.#devices, this.#filesystems)) {
+      // A copy of one that is here too, as service managers make them: to unmount this one is what there is to do.
+      if (this.#own.has(keyOf(holder))) continue
+      this.#found.push({ ...holder, pid, command: await readCommand(pid, this.#bound) })
     }
-    for (const device of seen) {
-      const command = await readFile(`/proc/${pid}/comm`)
-      yield { device, kind: 'process', pid, command: typeof command === 'number' ? '?' : command.toString().trimEnd() }
-    }
-    // procfs is read without a thread; a machine with many processes must not stall the event loop
-    if (performance.now() - lastPause > 5) {
-      await setImmediate()
-      lastPause = performance.now()
+  }
+
+  async #tellProcess(device: string | undefined, pid: number, more?: { unmounted: true }): Promise<void> {
+    if (device === undefined) return
+    this.#found.push({ device, kind: 'process', pid, command: await readCommand(pid, this.#bound), ...more })
+  }
+
+  /** On a filesystem that is in no mount table. */
+  async #tellUnmounted(): Promise<void> {
+    const mounted = new Set(this.#found.filter(({ kind }) => kind === 'mount').map(({ device }) => device))
+    for (const [device, pid] of this.#within) {
+      if (!mounted.has(device)) await this.#tellProcess(device, pid, { unmounted: true })
     }
   }
 }
 
-/** The text of the link is looked at first: a stat() of a file on a dead server would hang. */
-function deviceOfDescriptor(link: string, devices: Devices): string | undefined {
-  const target = readLinkSync(link)
-  return typeof target === 'string' && target.startsWith('/dev/') ? deviceAt(link, devices) : undefined
+function keyOf({ device, mountPoint, fsType }: MountHolder): string {
+  return `${device} ${fsType} ${mountPoint}`
 }
 
-function deviceAt(path: string, devices: Devices): string | undefined {
-  const stat = statSync(path)
-  return typeof stat !== 'number' && stat.isBlockDevice() ? devices.get(formatDevice(stat.rdev)) : undefined
+async function readCommand(pid: number, bound: Bound | undefined): Promise<string> {
+  const command = await readFile(`/proc/${pid}/comm`, bound)
+  return typeof command === 'number' ? '?' : command.toString().trimEnd()
 }

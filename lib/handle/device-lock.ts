@@ -10,8 +10,8 @@ import { close, O_RDWR } from '../kernel/files.ts'
 import type { Handle } from './handle.ts'
 
 const { EAGAIN } = constants.errno
-const LOCK_EX = 2
-const LOCK_NB = 4
+export const LOCK_EX = 2
+export const LOCK_NB = 4
 const LOCK_UN = 8
 
 /** Of each handle that has one: the lock is on its own descriptor. */
@@ -40,8 +40,8 @@ export class DeviceLock implements AsyncDisposable {
       const answer = binding().flockSync(handle.descriptor, LOCK_UN)
       if (answer < 0) throw handle.explain('flock', answer)
       // Where it is mounted and must not be written meanwhile, udev has no need to look.
-      const fd = await openDevice(handle.number, O_RDWR)
-      if (fd >= 0) await close(fd)
+      const fd = await openDevice(handle.number, O_RDWR, handle.bound)
+      if (fd >= 0) await close(fd, handle.bound)
     }, new Deadline(CHANGING))
   }
 
@@ -76,4 +76,23 @@ export async function lockDevice(handle: Handle, deadline: Deadline): Promise<De
   const lock = locks.get(handle) ?? new DeviceLock(handle)
   locks.set(handle, lock)
   return lock
+}
+
+/** Milliseconds for which the lock is waited for when it has to be taken again. */
+const AGAIN_MS = 250
+
+/**
+ * Takes the lock again, where the handle had it: it belongs to the open file, and the handle's descriptor has become
+ * another one. Who has got it meanwhile, udev, say, is waited for a moment; after that the handle has no lock.
+ */
+export async function relock(handle: Handle): Promise<void> {
+  if (!locks.has(handle)) return
+  const patience = new Deadline(AGAIN_MS)
+  for (let attempt = 1; ; attempt++) {
+    const answer = binding().flockSync(handle.descriptor, LOCK_EX | LOCK_NB)
+    if (answer >= 0) return
+    if (answer === -EAGAIN && (await patience.pause(backoff(attempt)))) continue
+    locks.delete(handle)
+    return
+  }
 }

@@ -10,13 +10,14 @@ import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding, type Binding } from '../kernel/binding.ts'
 import { type Bound, type Bounded, GivenUp, within } from '../kernel/bounded.ts'
+import { callWithinSync, closeWithinSync } from '../kernel/bounded-sync.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { close, closeSync, O_RDWR } from '../kernel/files.ts'
 import { decodeInfo, decodeU64, type LoopInfo64, newInfo, newU64 } from '../kernel/uapi.ts'
 import { Attachment, type Expected, readDiskSeq } from './attachment.ts'
 import type { Backing, LoopRef } from './identity.ts'
 
-const { EPERM } = constants.errno
+const { EPERM, ETIMEDOUT } = constants.errno
 
 /** struct loop_info64 as read, to be patched and written back, and decoded. */
 export interface Info {
@@ -26,6 +27,9 @@ export interface Info {
 
 /** Calls that want a descriptor open for writing, or CAP_SYS_ADMIN. */
 type WriterCall = 'loopSetStatus64' | 'loopSetCapacity' | 'loopSetDirectIo' | 'loopSetBlockSize'
+
+/** Milliseconds that a synchronous method waits for the kernel. */
+export const SYNC_MS = 1_000
 
 /** Milliseconds that close() waits for the operations before it. */
 const CLOSE_MS = 10_000
@@ -63,6 +67,9 @@ export class Handle {
 
   /** How many sectors had been written to the device when it was attached, in sysfs; undefined: not known. */
   readonly writesBefore: number | undefined
+
+  /** A detach has succeeded after its caller had given up on it. */
+  isDetached = false
 
   /** It was there before, and is used together with whoever attached it: `overlap: 'reuse'`. */
   isShared = false
@@ -195,6 +202,11 @@ export class Handle {
     return this.#queue.isRunning
   }
 
+  /** Whether the next operation waits for a call that was given up on. */
+  get isStuck(): boolean {
+    return this.#queue.isStuck
+  }
+
   /** @throws `closed` */
   assertOpen(): void {
     if (this.#closed) throw this.closedError()
@@ -241,12 +253,12 @@ export class Handle {
   }
 
   /** Marks it closed at once. An operation in flight keeps the descriptor until it ends: then answers false. */
-  closeSync(): boolean {
+  closeSync(ms: number = SYNC_MS): boolean {
     this.#closed = true
     this.#closing ??= Promise.resolve()
     if (this.isRunning) return false
     const fd = this.#take()
-    if (fd >= 0) closeSync(fd)
+    if (fd >= 0) closeWithinSync(fd, ms)
     return true
   }
 
@@ -292,7 +304,8 @@ export class Handle {
 
   readInfoSync(): Info {
     const bytes = newInfo()
-    return this.takeOver(bytes, binding().loopGetStatus64Sync(this.descriptor, bytes))
+    const answer = callWithinSync(SYNC_MS, this.number, 'loopGetStatus64', this.descriptor, bytes)
+    return this.takeOver(bytes, answer ?? -ETIMEDOUT)
   }
 
   /**

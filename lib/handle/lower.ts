@@ -1,5 +1,8 @@
 /** The lower device of a stack of two that attach() made with `swappable`. */
 
+import { type Deadline, LOOKING } from '../common/deadline.ts'
+import { cleaningUp } from '../errors/given-up.ts'
+import { GivenUp } from '../kernel/bounded.ts'
 import { askDevices } from './ask.ts'
 import type { Handle } from './handle.ts'
 import { openHandle } from './open.ts'
@@ -22,13 +25,33 @@ export async function findSwappableLower({ lowerNumber, bound }: Handle): Promis
 export async function onBackingDevice<T>(handle: Handle, operation: (target: Handle) => Promise<T>): Promise<T> {
   if (handle.lowerNumber === undefined) return operation(handle)
   // Opened, so that it cannot go, before it is asked what it is; where it cannot be opened there is no guessing.
-  const lower = await openHandle(handle.lowerNumber)
+  const { left, signal } = handle.deadline.bound
+  const lower = await openHandle(handle.lowerNumber, { timeout: Math.ceil(Math.min(left, LOOKING)), signal })
+  return cleaningUp(
+    async () => {
+      const { info } = await runOn(lower, () => lower.readInfo(), handle.deadline)
+      if (info.fileName !== LOWER_TAG) return operation(handle)
+      await handle.readInfo()
+      return runOn(lower, operation, handle.deadline)
+    },
+    () => lower.close(),
+  )
+}
+
+/** What was given up on there keeps the place in the queue of the upper device too, which explains it. */
+async function runOn<T>(lower: Handle, operation: (target: Handle) => Promise<T>, deadline: Deadline): Promise<T> {
+  let givenUp: GivenUp | undefined
+  const noting = async (): Promise<T> => {
+    try {
+      return await operation(lower)
+    } catch (error) {
+      if (error instanceof GivenUp) givenUp = error
+      throw error
+    }
+  }
   try {
-    const { info } = await lower.readInfo()
-    if (info.fileName !== LOWER_TAG) return await operation(handle)
-    await handle.readInfo()
-    return await lower.run(() => operation(lower), handle.deadline)
-  } finally {
-    await lower.close()
+    return await lower.run(noting, deadline)
+  } catch (error) {
+    throw givenUp ?? error
   }
 }

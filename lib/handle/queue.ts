@@ -14,6 +14,11 @@ export class Queue {
     return this.#isTaken && !this.#isStuck
   }
 
+  /** Whether a call that has not come back is in the way. */
+  get isStuck(): boolean {
+    return this.#isStuck
+  }
+
   /**
    * Resolves when the turn has come. Whoever has entered must leave.
    *

@@ -36,16 +36,12 @@ export interface Calls {
   flock: [fd: number, operation: number]
   leaseProbe: [fd: number]
   leaseProbeRead: [fd: number]
-  lseekData: [fd: number, offset: bigint]
-  lseekHole: [fd: number, offset: bigint]
-  copyFileRange: [fromFd: number, toFd: number, offset: bigint, length: bigint]
   ficlone: [toFd: number, fromFd: number]
   fadviseDontNeed: [fd: number]
   statx: [fd: number, stat: Uint8Array]
   statxCached: [fd: number, stat: Uint8Array]
   statxPath: [path: Uint8Array, stat: Uint8Array]
   statxLink: [path: Uint8Array, stat: Uint8Array]
-  statfs: [path: Uint8Array, values: Uint8Array]
   create: [path: Uint8Array, flags: number, mode: number]
   pread: [fd: number, buffer: Uint8Array, position: bigint]
   pwrite: [fd: number, buffer: Uint8Array, position: bigint]
@@ -59,7 +55,6 @@ export interface Calls {
   sysfsLoop: [number: number]
   sysfsAutoclear: [number: number]
   sysfsSectorsWritten: [number: number]
-  syncFileRange: [fd: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]
   openRegular: [path: Uint8Array, flags: number]
@@ -78,13 +73,26 @@ export interface Calls {
   fsMessage: [contextFd: number, text: Uint8Array]
   fsmount: [contextFd: number, attributes: number]
   moveMount: [mountFd: number, targetFd: number]
-  umount2: [path: Uint8Array, flags: number]
+  umountAt: [folderFd: number, name: Uint8Array, flags: number]
   statxMount: [folderFd: number, path: Uint8Array, flags: number, stat: Uint8Array]
   statxMountUnique: [folderFd: number, path: Uint8Array, flags: number, stat: Uint8Array]
   openat: [folderFd: number, path: Uint8Array, flags: number]
   mkdirat: [folderFd: number, path: Uint8Array, mode: number]
   unlinkat: [folderFd: number, path: Uint8Array, flags: number]
+  readLink: [fd: number, text: Uint8Array]
   fallocate: [fd: number, mode: number, offset: bigint, length: bigint]
+  createat: [folderFd: number, name: Uint8Array, flags: number]
+  reopenFile: [pathFd: number, flags: number]
+  linkFile: [fd: number, folderFd: number, name: Uint8Array]
+  linkProcFile: [fd: number, folderFd: number, name: Uint8Array]
+  renameat2: [folderFd: number, from: Uint8Array, to: Uint8Array, flags: number]
+  fchown: [fd: number, user: number, group: number]
+  fremovexattr: [fd: number, name: Uint8Array]
+  syncFileRange: [fd: number, range: Uint8Array, flags: number]
+  fstatfs: [fd: number, numbers: Uint8Array]
+  copyExtents: [fromFd: number, toFd: number, copy: Uint8Array]
+  compareExtents: [leftFd: number, rightFd: number, comparison: Uint8Array]
+  processUse: [pid: number, use: Uint8Array]
   pageSize: []
 }
 
@@ -116,13 +124,13 @@ export interface Workers {
 interface WorkerCalls {
   /** What the call that was started last is called by `giveUpSync`. */
   readonly lastCallSync: () => number
+  /** Its answer, once it has come back; null: it has not in that time. The thread of JavaScript does nothing else. */
+  readonly waitSync: (call: number, ms: number) => unknown
   /** 0: it has come back; 1: it had not begun and never will; 2: it is left to its thread. */
   readonly giveUpSync: (call: number) => number
   /** 1: the thread of a call that was given up on closes the descriptor; 0: no such call uses it. */
   readonly leaveSync: (fd: number) => number
   readonly workersSync: () => Workers
-  /** native/room.cc: a Buffer that files are read into and written from without a copy. */
-  readonly newRoomSync: (bytes: number) => Buffer
 }
 
 export type CallName = keyof Calls
@@ -135,8 +143,8 @@ export type Binding = {
 } & {
   readonly [Name in CallName as `${Name}Sync`]: (...values: Calls[Name]) => number
 } & {
-  /** native/sequence.cc: sequence.ts makes the tape. */
-  readonly sequenceRun: (count: number, tape: Uint8Array) => Promise<void>
+  /** native/sequence.cc: sequence.ts makes the tape. `closes`: it may begin although many calls do not come back. */
+  readonly sequenceRun: (count: number, tape: Uint8Array, closes: boolean) => Promise<void>
   /** Names of calls, in the order in which a tape numbers them. */
   readonly sequenceRows: readonly CallName[]
   readonly sysfsRead: (...lists: Lists) => Promise<Buffer>
@@ -196,8 +204,8 @@ const UNOBSERVED: ReadonlySet<string> = new Set([
   'sequenceRows',
   'sequenceRun',
   'lastCallSync',
+  'waitSync',
   'giveUpSync',
   'leaveSync',
   'workersSync',
-  'newRoomSync',
 ])

@@ -41,8 +41,13 @@ export class GivenUp extends Error {
   readonly hasBegun: boolean
   /** Whether it was the signal; its reason is the `cause`. */
   readonly isAborted: boolean
-  /** Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. */
-  readonly back: Promise<unknown>
+  /**
+   * Resolves, with the answer where there is one, once the call has come back and is undone; never rejects. Whoever has
+   * more to undo after that puts a promise of it in its place.
+   */
+  back: Promise<unknown>
+  /** Whether it is for certain that what the call was for has not been done, or is undone. */
+  isUndone = true
 
   constructor(call: string, asked: Asked | undefined, signal: AbortSignal | undefined, back?: Promise<unknown>) {
     const who = typeof asked === 'number' ? `/dev/loop${asked}` : asked
@@ -185,6 +190,17 @@ export async function callBounded<T>(
   })
 }
 
+/** What was given up on without having had a turn keeps others from their turn until it has come back. */
+export function whenUnstuck<T>(asked: Asked | undefined, back: Promise<T>): Promise<T> {
+  const gate = asked === undefined ? undefined : gateOf(asked)
+  stuckCalls++
+  if (gate !== undefined) gate.stuck++
+  return back.finally(() => {
+    stuckCalls--
+    gate?.leave(true)
+  })
+}
+
 /** Calls of this environment that were given up on and have not come back. */
 let stuckCalls = 0
 
@@ -262,10 +278,6 @@ class Gate {
   }
 }
 
-interface Watched {
-  forget(): void
-}
-
 interface Watcher {
   end: number
   onEnd: () => void
@@ -277,7 +289,7 @@ interface Watcher {
  * Calls `onEnd` when the time has come (as performance.now() counts it) or the signal is aborted, once. One timer serves
  * all, and is not touched by a call that comes back in time; one listener serves all who wait for a signal.
  */
-function watch(end: number, signal: AbortSignal | undefined, onEnd: () => void, keepsAlive = false): Watched {
+function watch(end: number, signal: AbortSignal | undefined, onEnd: () => void, keepsAlive = false) {
   const watcher: Watcher = { end, onEnd: ended, keepsAlive, listeners: undefined }
   function forget(): void {
     if (watchers.delete(watcher) && keepsAlive && --alive === 0) timer?.unref()
@@ -303,14 +315,13 @@ const watchers = new Set<Watcher>()
 let alive = 0
 let timer: NodeJS.Timeout | undefined
 let timerEnd = Infinity
-
-/** The longest that a timer can be set to. */
-const LONGEST = 2 ** 31 - 1
+/** A timer takes no more. */
+const MOST_MS = 2 ** 31 - 1
 
 function arm(end: number): void {
   clearTimeout(timer)
   timerEnd = end
-  timer = setTimeout(endAll, Math.min(LONGEST, Math.max(1, Math.ceil(end - performance.now()))))
+  timer = setTimeout(endAll, Math.min(MOST_MS, Math.max(1, Math.ceil(end - performance.now()))))
   if (alive === 0) timer.unref()
 }
 

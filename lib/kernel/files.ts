@@ -6,11 +6,10 @@
  */
 
 import type { BigIntStats } from 'node:fs'
-import { constants } from 'node:os'
 import { binding } from './binding.ts'
-import { type Bound, leaveToThread, within } from './bounded.ts'
+import { type Bound, GivenUp, leaveToThread, UNDOING, within } from './bounded.ts'
 import { observed } from './seam.ts'
-import { decodeStat, encodePath, little, makeDeviceOf, newStat, type Stat } from './uapi.ts'
+import { decodeStat, encodePath, makeDeviceOf, newStat, type Stat } from './uapi.ts'
 
 // An import would read all that node:fs exports, and so load its streams: a millisecond of every start.
 const fs = process.getBuiltinModule('node:fs')
@@ -59,16 +58,22 @@ export async function close(fd: number, bound?: Bound): Promise<number> {
   return leaveToThread(fd) ? 0 : within(bound).close(fd)
 }
 
+/** Closes it, where there is one; what takes longer than a second, as a server may be asked, is left to its thread. */
+export async function closeSoon(fd: number): Promise<void> {
+  if (fd < 0) return
+  try {
+    await close(fd, UNDOING)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
+}
+
 export function closeSync(fd: number): number {
   return leaveToThread(fd) ? 0 : binding().closeSync(fd)
 }
 
 export function fsync(fd: number, bound?: Bound): Promise<number> {
   return within(bound).fsync(fd)
-}
-
-export function fsyncSync(fd: number): number {
-  return binding().fsyncSync(fd)
 }
 
 export function stat(path: PathLike, bound?: Bound): Promise<FileStat | number> {
@@ -156,11 +161,6 @@ export function access(path: PathLike, mode: number, bound?: Bound): Promise<num
   return within(bound, nameOf(path)).access(encodePath(path), mode)
 }
 
-/** For {@link readAt} and {@link writeAt}, which copy from and to any other kind. Its bytes are whatever was there. */
-export function newBuffer(bytes: number): Buffer {
-  return binding().newRoomSync(bytes)
-}
-
 export function readAt(
   fd: number,
   buffer: Uint8Array,
@@ -183,22 +183,6 @@ export function writeAt(
 
 export function truncate(fd: number, size: number, bound?: Bound): Promise<number> {
   return within(bound).ftruncate(fd, BigInt(size))
-}
-
-export function changeMode(fd: number, mode: number, bound?: Bound): Promise<number> {
-  return within(bound).fchmod(fd, mode)
-}
-
-/** Bytes that this user may still write to the filesystem; ENOSYS where it does not tell (ramfs). */
-export async function roomAt(path: string, bound?: Bound): Promise<bigint | number> {
-  const values = new Uint8Array(32)
-  const answer = await within(bound, path).statfs(encodePath(path), values)
-  if (answer < 0) return answer
-  const [blockSize, blocks, free, available] = [0, 8, 16, 24].map((at) =>
-    new DataView(values.buffer).getBigUint64(at, little),
-  ) as [bigint, bigint, bigint, bigint]
-  if (blocks === 0n) return -constants.errno.ENOSYS
-  return (process.geteuid?.() === 0 ? free : available) * blockSize
 }
 
 export function link(existing: string, path: string, bound?: Bound): Promise<number> {

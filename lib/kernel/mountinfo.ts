@@ -1,7 +1,8 @@
-/** /proc/self/mountinfo: what is mounted where in this mount namespace. */
+/** /proc/PID/mountinfo: what is mounted where in a mount namespace. */
 
 import { resolve } from 'node:path'
-import { readDirectory, readFile, readFileSync, readLinkSync } from './files.ts'
+import type { Bound } from './bounded.ts'
+import { readFile, readFileSync } from './files.ts'
 
 export interface Mount {
   /** As in `mnt_id` of /proc/self/fdinfo. */
@@ -10,15 +11,15 @@ export interface Mount {
   device: string
   mountPoint: string
   fsType: string
-  /** As it was given to mount(2): mostly the path of the device. */
+  /** What was mounted, as whoever did it called it: `/dev/loop7`. */
   source: string
   /** Of this mount, not of the filesystem: `rw`, `nodev`, ... */
   options: string[]
 }
 
-/** The mounts of this process's namespace, or the negative errno. */
-export async function readMounts(): Promise<Mount[] | number> {
-  const text = await readFile('/proc/self/mountinfo')
+/** The mounts of the namespace of this process, or of another, or the negative errno. */
+export async function readMounts(pid: number | 'self' = 'self', bound?: Bound): Promise<Mount[] | number> {
+  const text = await readFile(`/proc/${pid}/mountinfo`, bound)
   return typeof text === 'number' ? text : parseMounts(text.toString())
 }
 
@@ -43,24 +44,6 @@ export function mountIdOf(file: number | string, mounts: readonly Mount[]): numb
   return id === undefined ? undefined : Number(id)
 }
 
-/** Mounts of the device in the mount namespaces of other processes, each once; as far as /proc may be read. */
-export async function readForeignMounts(device: string): Promise<Mount[]> {
-  const seen = new Set([readLinkSync('/proc/self/ns/mnt')])
-  const found: Mount[] = []
-  const entries = await readDirectory('/proc')
-  if (typeof entries === 'number') return found
-  for (const entry of entries) {
-    if (!/^\d+$/.test(entry)) continue
-    const namespace = readLinkSync(`/proc/${entry}/ns/mnt`)
-    if (typeof namespace === 'number' || seen.has(namespace)) continue
-    seen.add(namespace)
-    const text = await readFile(`/proc/${entry}/mountinfo`)
-    if (typeof text === 'number') continue
-    found.push(...parseMounts(text.toString()).filter((mount) => mount.device === device))
-  }
-  return found
-}
-
 export function parseMounts(text: string): Mount[] {
   const mounts: Mount[] = []
   for (const line of text.split('\n')) {
@@ -73,9 +56,9 @@ export function parseMounts(text: string): Mount[] {
     mounts.push({
       id: Number(id),
       device,
-      mountPoint: unescape(mountPoint),
+      mountPoint: unescapeOctal(mountPoint),
       fsType,
-      source: unescape(source),
+      source: unescapeOctal(source),
       options: options.split(','),
     })
   }
@@ -83,6 +66,6 @@ export function parseMounts(text: string): Mount[] {
 }
 
 /** The kernel writes space, tab, newline and backslash as a backslash and three octal digits, byte by byte. */
-function unescape(text: string): string {
+export function unescapeOctal(text: string): string {
   return text.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 }

@@ -44,6 +44,13 @@ function textOf(path: string): string {
   return typeof text === 'number' ? '' : text.toString()
 }
 
+/** The mode bits that new files do not get. Asking for them with umask(2) would set them for a moment. */
+export function readUmask(): number {
+  const umask = /^Umask:\s*([0-7]+)$/m.exec(textOf('/proc/self/status'))?.[1]
+  // Without /proc the strictest
+  return umask === undefined ? 0o077 : Number.parseInt(umask, 8)
+}
+
 /** A path for messages about something that was given as a descriptor. */
 export function pathOfDescriptor(fd: number): string {
   const target = readLinkSync(`/proc/self/fd/${fd}`)

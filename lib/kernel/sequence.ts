@@ -1,7 +1,8 @@
 /** Calls of the addon one after another in one hop to a thread, which costs more than most of them. */
 
-import { binding, type CallName, type Calls } from './binding.ts'
-import { type Asked, assertNotOver, type Bound, callBounded } from './bounded.ts'
+import { binding, type CallName, type Calls, NoThread } from './binding.ts'
+import { type Asked, assertNotOver, type Bound, callBounded, GivenUp } from './bounded.ts'
+import { callBoundedSync } from './bounded-sync.ts'
 import { tell, wantsSingleCalls } from './seam.ts'
 
 /** A call of a sequence: once that has run, its answer; undefined where it ended before. */
@@ -103,10 +104,30 @@ export class Sequence {
     }
     const tape = this.#encode()
     const run = async (): Promise<void> => {
-      await binding().sequenceRun(this.#planned.length, tape)
+      await binding().sequenceRun(this.#planned.length, tape, false)
       this.#decode(tape)
     }
     await (bound === undefined ? run() : callBounded('sequence', run, bound, asked))
+  }
+
+  /**
+   * The same, for an exit handler: the thread of JavaScript waits for it. Where no thread is to be had, the calling one
+   * makes the calls, and has no end then.
+   *
+   * @throws GivenUp
+   */
+  runWithinSync(ms: number, asked?: Asked): void {
+    if (wantsSingleCalls()) return this.#runSinglySync()
+    const tape = this.#encode()
+    const run = (): Promise<void> => binding().sequenceRun(this.#planned.length, tape, true)
+    try {
+      callBoundedSync('sequence', run, ms, asked)
+      this.#decode(tape)
+    } catch (error) {
+      if (error instanceof NoThread) return this.#runSinglySync()
+      if (error instanceof GivenUp && error.hasBegun) void error.back.then(() => this.#decode(tape))
+      throw error
+    }
   }
 
   #encode(): Uint8Array {
@@ -157,12 +178,28 @@ export class Sequence {
   }
 
   async #runSingly(): Promise<void> {
+    const calls = this.#callSingly()
+    for (let next = calls.next(); next.done !== true;) {
+      const { name, numbers } = next.value
+      next = calls.next(await (binding()[name] as (...native: unknown[]) => Promise<number>)(...numbers))
+    }
+  }
+
+  #runSinglySync(): void {
+    const calls = this.#callSingly()
+    for (let next = calls.next(); next.done !== true;) {
+      const { name, numbers } = next.value
+      next = calls.next((binding()[`${name}Sync`] as (...native: unknown[]) => number)(...numbers))
+    }
+  }
+
+  /** Yields the calls that are to be made, and is told what each of them answers. */
+  *#callSingly(): Generator<{ name: CallName; numbers: (number | Uint8Array)[] }, void, number> {
     let goesOn = true
     for (const { name, values, flow, expected, step } of this.#planned) {
       if ((flow & UNDOING) !== 0 || (!goesOn && (flow & NEW_PART) === 0)) continue
       const numbers = values.map((value) => (value instanceof Step ? value.fd : value))
-      const call = binding()[name] as (...native: unknown[]) => Promise<number>
-      const answer = await call(...numbers)
+      const answer = yield { name, numbers }
       step.answer = answer
       const kind = flow & ~NEW_PART
       goesOn = kind === ALWAYS || (kind === IF_EXPECTED ? answer === expected : answer >= 0)

@@ -3,7 +3,9 @@
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
 import { inBatches } from './batches.ts'
-import { backingFileOf, deviceDirectory, isBound, LACKING } from './sysfs.ts'
+import type { Bound } from './bounded.ts'
+import { Sequence, type Step } from './sequence.ts'
+import { backingFileOf, decodeBackingFile, deviceDirectory, isBound, LACKING, newAttribute } from './sysfs.ts'
 import { little } from './uapi.ts'
 
 const { ENODEV, ENOENT } = constants.errno
@@ -47,6 +49,30 @@ async function readBatch(numbers: readonly number[], free: boolean): Promise<Fou
 
 async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
   return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
+}
+
+/** The paths of the backing files of those that are attached, null where one is too long to be shown. */
+export async function readBackingFiles(numbers: readonly number[], bound?: Bound): Promise<Map<number, string | null>> {
+  const read = await inBatches(numbers, (batch) => readBackingFileBatch(batch, bound))
+  const found = new Map<number, string | null>()
+  for (const { number, bytes, length } of read.flat()) {
+    const path = decodeBackingFile(bytes, length.answer)
+    if (path !== undefined) found.set(number, path)
+  }
+  return found
+}
+
+async function readBackingFileBatch(
+  numbers: readonly number[],
+  bound: Bound | undefined,
+): Promise<{ number: number; bytes: Buffer; length: Step }[]> {
+  const sequence = new Sequence()
+  const read = numbers.map((number) => {
+    const bytes = newAttribute()
+    return { number, bytes, length: sequence.try('sysfsBackingFile', number, bytes) }
+  })
+  await sequence.run(bound)
+  return read
 }
 
 /** {@link readDevices}, free ones too, at once; without the block size, which waits while a queue is being drained. */

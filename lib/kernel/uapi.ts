@@ -160,6 +160,8 @@ export interface Stat {
   device: bigint
   inode: bigint
   size: bigint
+  user: number
+  group: number
   /** `major:minor` of the device that a device node stands for. */
   rdevice: string
 }
@@ -178,6 +180,8 @@ export function decodeStat(bytes: Uint8Array): Stat {
     device: makeDevice(data.getUint32(136, little), data.getUint32(140, little)),
     inode: data.getBigUint64(32, little),
     size: data.getBigUint64(40, little),
+    user: data.getUint32(20, little),
+    group: data.getUint32(24, little),
     rdevice: `${data.getUint32(128, little)}:${data.getUint32(132, little)}`,
   }
 }

@@ -2,13 +2,13 @@
 
 import { constants } from 'node:os'
 import { type Bytes, checkBoolean, checkBytes, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
-import { checkDeadline, type Wait } from '../common/deadline.ts'
+import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import { randomHex } from '../common/digest.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { binding } from '../kernel/binding.ts'
+import { explained } from '../errors/given-up.ts'
+import { type Bound, GivenUp, UNDOING, within } from '../kernel/bounded.ts'
 import * as files from '../kernel/files.ts'
-import { within } from './within.ts'
 
 const { EEXIST, EINTR, EOPNOTSUPP, EPERM } = constants.errno
 
@@ -36,35 +36,45 @@ export async function createImage(path: string, size: Bytes, options?: CreateIma
   const bytes = checkBytes('size', size)
   const allocate = given.allocate === undefined ? false : checkBoolean('allocate', given.allocate)
   const overwrite = given.overwrite === undefined ? false : checkBoolean('overwrite', given.overwrite)
-  const deadline = checkDeadline(given, 10_000)
+  const deadline = checkDeadline(given, CHANGING)
   assertSupported()
   deadline.throwIfAborted()
+  return explained(() => create(path, bytes, { allocate, overwrite }, deadline), path)
+}
 
-  const before = await files.lstat(path)
+async function create(
+  path: string,
+  bytes: bigint,
+  { allocate, overwrite }: { allocate: boolean; overwrite: boolean },
+  deadline: Deadline,
+): Promise<void> {
+  const { bound } = deadline
+  const before = await files.lstat(path, bound)
   if (typeof before !== 'number') assertReplaceable(path, before.isFile(), overwrite)
   // Beside it: a file that is not whole never has the name.
   const slash = path.lastIndexOf('/')
   const draft = `${path.slice(0, slash + 1)}.${path.slice(slash + 1)}.loopctl-${randomHex(6)}`
-  const fd = await files.open(draft, files.O_RDWR | files.O_CREAT | files.O_EXCL, 0o600)
+  const fd = await files.open(draft, files.O_RDWR | files.O_CREAT | files.O_EXCL, 0o600, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path }, 'create destination')
-  let isReserving = false
-  let reserving = Promise.resolve()
   try {
-    await resize(fd, path, bytes)
-    for (const [at, length] of allocate ? piecesOf(bytes) : []) {
-      isReserving = true
-      reserving = reserve(fd, path, at, length).finally(() => (isReserving = false))
-      await within(deadline, { call: 'fallocate', path }, reserving, () => {})
-    }
+    await resize(fd, path, bytes, bound)
+    for (const [at, length] of allocate ? piecesOf(bytes) : []) await reserve(fd, path, at, length, bound)
     deadline.throwIfAborted()
-    await name(draft, path, overwrite)
+    await name(draft, path, overwrite, bound)
   } catch (error) {
-    await files.unlink(draft)
+    await remove(draft)
     throw error
   } finally {
-    // A call that was given up on needs the descriptor as long as it runs.
-    if (isReserving) void reserving.catch(() => {}).then(() => files.close(fd))
-    else await files.close(fd)
+    await files.close(fd)
+  }
+}
+
+/** Where the folder does not answer it is left behind: its name says whose it is. */
+async function remove(draft: string): Promise<void> {
+  try {
+    await files.unlink(draft, UNDOING)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
   }
 }
 
@@ -81,8 +91,8 @@ function destinationExists(path: string): LoopError {
   })
 }
 
-async function resize(fd: number, path: string, size: bigint): Promise<void> {
-  const answer = await files.truncate(fd, Number(size))
+async function resize(fd: number, path: string, size: bigint, bound: Bound): Promise<void> {
+  const answer = await files.truncate(fd, Number(size), bound)
   if (answer < 0) throw explain({ call: 'ftruncate', errno: answer, path }, 'create destination')
 }
 
@@ -96,30 +106,47 @@ function piecesOf(size: bigint): [at: bigint, length: bigint][] {
   })
 }
 
-async function reserve(fd: number, path: string, at: bigint, length: bigint): Promise<void> {
+async function reserve(fd: number, path: string, at: bigint, length: bigint, bound: Bound): Promise<void> {
   let answer = -EINTR
-  while (answer === -EINTR) answer = await binding().fallocate(fd, 0, at, length)
+  while (answer === -EINTR) answer = await within(bound, path).fallocate(fd, 0, at, length)
   if (answer < 0) throw explain({ call: 'fallocate', errno: answer, path }, 'create destination')
 }
 
 /** Without `overwrite` by link(2), which replaces nothing. */
-async function name(draft: string, path: string, overwrite: boolean): Promise<void> {
-  if (overwrite) {
-    const renamed = await files.rename(draft, path)
-    if (renamed < 0) throw explain({ call: 'rename', errno: renamed, path }, 'create destination')
-    return
-  }
-  const linked = await files.link(draft, path)
+async function name(draft: string, path: string, overwrite: boolean, bound: Bound): Promise<void> {
+  if (overwrite) return replace(draft, path, bound)
+  const linked = await files.link(draft, path, bound)
   if (linked === -EEXIST) throw destinationExists(path)
-  if (linked >= 0) return void (await files.unlink(draft))
+  if (linked >= 0) return remove(draft)
   if (linked !== -EPERM && linked !== -EOPNOTSUPP) {
     throw explain({ call: 'link', errno: linked, path }, 'create destination')
   }
   // FAT has no links: an empty file takes the name first.
-  const taken = await files.open(path, files.O_WRONLY | files.O_CREAT | files.O_EXCL)
+  const taken = await files.open(path, files.O_WRONLY | files.O_CREAT | files.O_EXCL, 0o600, bound)
   if (taken === -EEXIST) throw destinationExists(path)
   if (taken < 0) throw explain({ call: 'open', errno: taken, path }, 'create destination')
   await files.close(taken)
-  const renamed = await files.rename(draft, path)
+  try {
+    await replace(draft, path, bound)
+  } catch (error) {
+    if (!LoopError.is(error, 'timeout')) await remove(path)
+    throw error
+  }
+}
+
+/** @throws `timeout` where it is not known which of the two files has the name, or is about to have it */
+async function replace(draft: string, path: string, bound: Bound): Promise<void> {
+  let renamed: number
+  try {
+    // The signal is not heard from here on.
+    renamed = await files.rename(draft, path, { left: bound.left })
+  } catch (error) {
+    if (!(error instanceof GivenUp) || !error.hasBegun) throw error
+    throw refusal('timeout', 'rename', 'its folder did not answer in time: the old file can be there, or the new one', {
+      path,
+      hint: 'see which it is when the folder answers again',
+      cause: error,
+    })
+  }
   if (renamed < 0) throw explain({ call: 'rename', errno: renamed, path }, 'create destination')
 }

@@ -49,7 +49,7 @@ export async function detachUnmounting(handle: Handle, options?: DetachUnmountin
         }),
       deadline,
     )
-    return await detach(handle, { ...rest, timeout: deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left)) })
+    return await detach(handle, { ...rest, ...deadline.rest })
   } catch (error) {
     throw done.length > 0 && LoopError.is(error) ? telling(error, done) : error
   }
@@ -85,18 +85,17 @@ async function unmountAll(
   onUnmount: (path: string) => void,
 ): Promise<void> {
   await handle.readInfo()
-  const options = { lazy, timeout: deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left)) }
   for (const listed of await mountsInTree(handle.number)) {
     deadline.throwIfAborted()
     const { id, mountPoint, source, fsType } = listed
     const own = mountsOf(handle).find((mount) => mount.has(id, mountPoint))
-    if (own) await own.unmount(options)
+    if (own) await own.unmountWithin(lazy, deadline)
     else await unmount({ source, fsType, target: mountPoint, id: BigInt(id), unique: undefined }, lazy, deadline)
     onUnmount(mountPoint)
   }
   for (const own of mountsOf(handle)) {
     if (own.target !== null) continue
-    await own.unmount(options)
+    await own.unmountWithin(lazy, deadline)
     onUnmount(own.path)
   }
 }
@@ -121,13 +120,19 @@ async function mountsInTree(number: number): Promise<Listed[]> {
 
 /** Dispose of the device: what was mounted through the handle is unmounted first, lazily where it is busy. */
 export async function disposeUnmounting(handle: Handle): Promise<void> {
-  for (const mount of mountsOf(handle)) await mount[Symbol.asyncDispose]()
-  await dispose(handle)
+  try {
+    for (const mount of mountsOf(handle)) await mount[Symbol.asyncDispose]()
+  } finally {
+    await dispose(handle)
+  }
 }
 
 export function disposeUnmountingSync(handle: Handle): void {
-  for (const mount of mountsOf(handle)) mount[Symbol.dispose]()
-  disposeSync(handle)
+  try {
+    for (const mount of mountsOf(handle)) mount[Symbol.dispose]()
+  } finally {
+    disposeSync(handle)
+  }
 }
 
 /** {@link detachSync}, after letting go of the private mounts, which end with this process in any case. */

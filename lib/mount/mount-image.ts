@@ -3,10 +3,11 @@
 import { attachPlainOrStack } from '../attach/stack.ts'
 import { type Backing, openBacking } from '../attach/backing.ts'
 import { type AttachOptions, checkWanted, OPTION_NAMES } from '../attach/options.ts'
-import { type BackingFile, checkBackingFile, checkOptions, wrongValue } from '../common/arguments.ts'
-import { checkDeadline, type Deadline } from '../common/deadline.ts'
+import { type BackingFile, checkBackingFile, checkOptions, type FileArgument, wrongValue } from '../common/arguments.ts'
+import { CHANGING, checkDeadline, type Deadline } from '../common/deadline.ts'
 import { dispose } from '../detach/dispose.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { readAt } from '../kernel/files.ts'
 import { visibleSize } from '../kernel/uapi.ts'
@@ -53,23 +54,18 @@ export async function mountImage(
   const [forAttach, forMount] = splitOptions(given)
   const wanted = checkWantedMount(forMount)
   checkWanted(forAttach)
-  const deadline = checkDeadline(given, 10_000)
+  const deadline = checkDeadline(given, CHANGING)
   assertSupported()
   deadline.throwIfAborted()
 
-  const backing = await openBacking(argument, true, deadline)
-  let part: Part
-  try {
-    part = await findPart(backing, forAttach, wanted, deadline)
-  } finally {
-    await backing.close()
-  }
+  const asked = 'path' in argument ? argument.path.toString() : undefined
+  const [backing, part] = await explained(() => lookAtImage(argument, forAttach, wanted, deadline), asked)
   const handle = await attachPlainOrStack(file, {
     ...forAttach,
     ...part.window,
     ...(part.isReadOnly && forAttach.readOnly === undefined && { readOnly: true }),
     ...(forAttach.blockSize === 'auto' && { blockSize: part.blockSize }),
-    timeout: deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left)),
+    ...deadline.rest,
   })
   try {
     const mount = await handle.run(async () => {
@@ -78,8 +74,21 @@ export async function mountImage(
     }, deadline)
     return mount.takeDevice()
   } catch (error) {
-    await dispose(handle)
+    await undoAttach(handle)
     throw error
+  }
+}
+
+/** Where a call on the device is stuck, closing it is all that can be done, and enough with autoclear. */
+async function undoAttach(handle: Handle): Promise<void> {
+  if (handle.isStuck) {
+    handle.closeSync()
+    return
+  }
+  try {
+    await dispose(handle)
+  } catch {
+    // What went wrong first is what the caller has to know.
   }
 }
 
@@ -105,28 +114,43 @@ interface Part {
   isReadOnly: boolean
 }
 
+/** Its file, closed again, and what is to be attached of it. */
+async function lookAtImage(
+  argument: FileArgument,
+  forAttach: AttachOptions,
+  wanted: WantedMount,
+  deadline: Deadline,
+): Promise<[Backing, Part]> {
+  const backing = await openBacking(argument, true, deadline)
+  try {
+    return [backing, await findPart(backing, forAttach, wanted, deadline)]
+  } finally {
+    await backing.close()
+  }
+}
+
 async function findPart(
   { fd, path, size }: Backing,
   { offset = 0, sizeLimit = 0, blockSize }: AttachOptions,
   { partition, fsType }: WantedMount,
-  deadline: Deadline,
+  { bound }: Deadline,
 ): Promise<Part> {
   const start = Number(offset)
-  const image = { fd, path, start, size: Number(visibleSize(size, BigInt(offset), BigInt(sizeLimit))) }
+  const image = { fd, path, start, size: Number(visibleSize(size, BigInt(offset), BigInt(sizeLimit))), bound }
   const ofTable = await probeBlockSize(image)
   const readable = { ...image, blockSize: typeof blockSize === 'number' ? blockSize : (ofTable ?? 512) }
   if (partition !== undefined) {
     const found = findPartition(await readTable(readable), partition, path)
-    return partAt(readable, found, fsType, ofTable, deadline)
+    return partAt(readable, found, fsType, ofTable)
   }
-  const detected = await detectIn(image, deadline)
+  const detected = await detectIn(image)
   const whole = { window: {}, blockSize: ofTable }
   if (fsType !== undefined) return { ...whole, known: { fsType, detected }, isReadOnly: false }
   const table = await findTableBeside(detected, readable)
   const chosen = filesystemBeside(detected, table)
   if (chosen !== undefined) return { ...whole, ...describe(chosen, detected) }
   if (table === undefined) throw refuseUnknown(path, detected.found, undefined)
-  return partAt(readable, await findOnly(readable, table, deadline), undefined, ofTable, deadline)
+  return partAt(readable, await findOnly(readable, table), undefined, ofTable)
 }
 
 function describe(chosen: Filesystem, detected: OnDevice['detected']): Pick<Part, 'known' | 'isReadOnly'> {
@@ -143,10 +167,9 @@ async function partAt(
   { start, size }: Range,
   fsType: string | undefined,
   blockSize: number | undefined,
-  deadline: Deadline,
 ): Promise<Part> {
   const rest = Math.min(size, Math.max(0, image.size - start))
-  const detected = await detectIn({ ...image, start: image.start + start, size: rest }, deadline)
+  const detected = await detectIn({ ...image, start: image.start + start, size: rest })
   const part = { window: { offset: image.start + start, sizeLimit: size }, blockSize }
   if (fsType !== undefined) return { ...part, known: { fsType, detected }, isReadOnly: false }
   const chosen = filesystemBeside(detected, undefined)
@@ -155,11 +178,11 @@ async function partAt(
 }
 
 /** The one partition that has a filesystem. */
-async function findOnly(image: Readable, table: PartitionTable, deadline: Deadline): Promise<Range> {
+async function findOnly(image: Readable, table: PartitionTable): Promise<Range> {
   const found: { range: Range; text: string }[] = []
   for (const { number, start, size } of table.partitions) {
     const rest = Math.min(size, Math.max(0, image.size - start))
-    const detected = await detectIn({ ...image, start: image.start + start, size: rest }, deadline)
+    const detected = await detectIn({ ...image, start: image.start + start, size: rest })
     const chosen = filesystemBeside(detected, undefined)
     if (chosen !== undefined) found.push({ range: { start, size }, text: `${number} (${chosen.title})` })
   }
@@ -173,11 +196,11 @@ async function findOnly(image: Readable, table: PartitionTable, deadline: Deadli
 }
 
 /** That of the GPT in the image; undefined where there is none. */
-function probeBlockSize({ fd, start, size }: Pick<Readable, 'fd' | 'start' | 'size'>): Promise<number | undefined> {
+function probeBlockSize({ fd, start, size, bound }: Omit<Readable, 'blockSize'>): Promise<number | undefined> {
   const read = async (position: bigint, length: number): Promise<Uint8Array> => {
     const bytes = Buffer.alloc(length)
     // What cannot be read is no table.
-    const count = await readAt(fd, bytes, length, BigInt(start) + position)
+    const count = await readAt(fd, bytes, length, BigInt(start) + position, bound)
     return count < 0 ? bytes : bytes.subarray(0, count)
   }
   return probeGptBlockSize(read, BigInt(size))

@@ -2,21 +2,24 @@
 
 import { constants } from 'node:os'
 import { checkBoolean, checkOptions } from '../common/arguments.ts'
-import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
+import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { detach } from '../detach/detach.ts'
 import { detachSync } from '../detach/sync.ts'
 import { disposeSync } from '../detach/dispose.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
-import { O_EXCL, O_RDONLY } from '../kernel/files.ts'
-import { encodePath } from '../kernel/uapi.ts'
+import { Queue } from '../handle/queue.ts'
+import { GivenUp } from '../kernel/bounded.ts'
+import * as files from '../kernel/files.ts'
 import { close } from './target.ts'
 import { busy, findMounted, type Mounted, unmount, type UnmountResult, unmountSync } from './unmount.ts'
 import { findUsersInFamily } from './users.ts'
 
 const { EBUSY } = constants.errno
+/** Opening the device so is refused while the filesystem, or somebody else, still holds it. */
+const PROBE = files.O_RDONLY | files.O_EXCL
 
 export interface UnmountOptions extends Wait {
   /** Where files of it are open, take it out of the tree and let the kernel do the rest after that. Default false. */
@@ -45,9 +48,6 @@ export function mountsOf(handle: Handle): Mount[] {
   return [...(made.get(handle) ?? [])].toReversed()
 }
 
-/** Milliseconds for an unmount. */
-const TIMEOUT = 4_000
-
 /**
  * A mounted filesystem: made by `device.mount()`, or by `mountImage()`, whose device goes with it. `await using`
  * unmounts it, lazily where files of it are open.
@@ -69,7 +69,7 @@ export class Mount implements AsyncDisposable, Disposable {
   /** An unmount was given up on, and may have happened after that. */
   #isUnmounting = false
   #takesDevice = false
-  #queue: Promise<unknown> = Promise.resolve()
+  readonly #queue = new Queue()
 
   constructor(handle: Handle, mount: MadeMount) {
     this.#handle = handle
@@ -104,17 +104,29 @@ export class Mount implements AsyncDisposable, Disposable {
    * and who has them; `lazy: true` leaves it to the kernel instead: `'deferred'`. Of a private mount only this process
    * and those that it started are looked at; where others use its files, it is `'deferred'` too.
    *
-   * umount2(2); of a private mount close(2). Milliseconds of `timeout`: 4 000 by default.
+   * umount2(2); of a private mount close(2). Milliseconds of `timeout`: 10 000 by default.
    *
    * @throws LoopError `in-use`, `not-mounted`, `permission`, `timeout`
    */
-  unmount(options?: UnmountOptions): Promise<UnmountResult> {
+  async unmount(options?: UnmountOptions): Promise<UnmountResult> {
     const given = checkOptions(options, ['lazy', 'signal', 'timeout'])
     const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
-    const deadline = checkDeadline(given, TIMEOUT)
-    const result = this.#queue.then(() => this.#unmount(lazy, deadline, given.signal))
-    this.#queue = result.catch(() => {})
-    return result
+    const deadline = checkDeadline(given, CHANGING)
+    return explained(() => this.unmountWithin(lazy, deadline), this.path)
+  }
+
+  /** {@link unmount} as a part of other work, which has to know of a call that is given up on. */
+  async unmountWithin(lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
+    await this.#queue.enter(deadline, this.path)
+    let back: Promise<unknown> | undefined
+    try {
+      return await this.#unmount(lazy, deadline)
+    } catch (error) {
+      if (error instanceof GivenUp) back = error.back
+      throw error
+    } finally {
+      this.#queue.leave(back)
+    }
   }
 
   /**
@@ -131,7 +143,7 @@ export class Mount implements AsyncDisposable, Disposable {
       if (this.target === null) close(this.#take())
       else result = unmountSync(this.#mountedAt(this.target), lazy)
       this.#forget()
-      if (this.target === null && this.#isHeld(binding().openSync(...this.#probe))) result = 'deferred'
+      if (this.target === null && this.#isHeld(files.openSync(this.source, PROBE))) result = 'deferred'
     }
     if (!this.#takesDevice) return result
     this.#takesDevice = false
@@ -166,7 +178,7 @@ export class Mount implements AsyncDisposable, Disposable {
     return !this.#isMounted && !this.#takesDevice
   }
 
-  async #unmount(lazy: boolean, deadline: Deadline, signal: AbortSignal | undefined): Promise<UnmountResult> {
+  async #unmount(lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
     if (this.#isOver) throw this.#notMounted()
     let result: UnmountResult = 'unmounted'
     let lost: LoopError | undefined
@@ -181,11 +193,10 @@ export class Mount implements AsyncDisposable, Disposable {
       }
     }
     if (this.#takesDevice) {
-      const timeout = deadline.isUnbounded ? 0 : Math.max(1, Math.ceil(deadline.left))
       const isLazy = lazy || result === 'deferred'
       // One that was there before, and is shared, stays.
       if (!this.#handle.owned) await this.#handle.close()
-      else if ((await detach(this.#handle, { lazy: isLazy, timeout, signal })) === 'deferred') result = 'deferred'
+      else if ((await detach(this.#handle, { lazy: isLazy, ...deadline.rest })) === 'deferred') result = 'deferred'
       this.#takesDevice = false
     }
     if (lost !== undefined) throw lost
@@ -199,7 +210,7 @@ export class Mount implements AsyncDisposable, Disposable {
       this.#forget()
       return result
     } catch (error) {
-      if (LoopError.is(error, 'timeout') || !LoopError.is(error)) this.#isUnmounting = true
+      if (error instanceof GivenUp && error.hasBegun) this.#isUnmounting = true
       throw error
     }
   }
@@ -213,13 +224,8 @@ export class Mount implements AsyncDisposable, Disposable {
     }
     const fd = this.#take()
     this.#forget()
-    await binding().close(fd)
-    return this.#isHeld(await binding().open(...this.#probe)) ? 'deferred' : 'unmounted'
-  }
-
-  /** Opens the device exclusively: refused while the filesystem, or somebody else, still holds it. */
-  get #probe(): [path: Uint8Array, flags: number] {
-    return [encodePath(this.source), O_RDONLY | O_EXCL]
+    await files.close(fd, deadline.bound)
+    return this.#isHeld(await files.open(this.source, PROBE, 0, deadline.bound)) ? 'deferred' : 'unmounted'
   }
 
   #isHeld(probe: number): boolean {

@@ -7,6 +7,7 @@ import { explain } from '../errors/explain.ts'
 import { type Handle, readSize } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
 import { checkNode, devicePath } from '../kernel/devnode.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { close, O_RDONLY, open, readAt } from '../kernel/files.ts'
 import { minorOfDevice } from '../kernel/features.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -19,7 +20,6 @@ import { findTableIn } from '../partitions/read.ts'
 import { detect, type Detected } from './detect.ts'
 import { refuseUnknown } from './refused.ts'
 import { PROBE_BYTES, type Signature } from './superblocks.ts'
-import { within } from './within.ts'
 
 const { ENXIO } = constants.errno
 
@@ -40,6 +40,8 @@ export interface Readable {
   start: number
   size: number
   blockSize: number
+  /** How long a read may take. */
+  bound: Bound | undefined
 }
 
 /**
@@ -83,45 +85,35 @@ export async function openSource(
 /** The whole device as something that can be read. */
 export function readableOf(handle: Handle): Readable {
   const { descriptor: fd, path } = handle
-  return { fd, path, start: 0, size: Number(readSize(handle)), blockSize: binding().blkSszGetSync(fd) }
+  const blockSize = binding().blkSszGetSync(fd)
+  return { fd, path, start: 0, size: Number(readSize(handle)), blockSize, bound: handle.bound }
 }
 
 /** The partition table; undefined where there is none. */
-export async function readTable({ fd, path, start, size, blockSize }: Readable): Promise<PartitionTable | undefined> {
-  const found = await findTableIn({ fd, path, offset: BigInt(start), size: BigInt(size) }, blockSize)
+export async function readTable(readable: Readable): Promise<PartitionTable | undefined> {
+  const { fd, path, start, size, blockSize, bound } = readable
+  const found = await findTableIn({ fd, path, offset: BigInt(start), size: BigInt(size), bound }, blockSize)
   return found && describeTable(found, blockSize)
 }
 
 /** What is on the source: what its beginning shows, read through its own node. */
-export async function detectAt({ path, device }: Source, deadline: Deadline): Promise<Detected> {
+export async function detectAt({ path, device }: Source, bound: Bound | undefined): Promise<Detected> {
   const state = checkNode(path, device)
-  const opening = state < 0 ? Promise.resolve(state) : open(path, O_RDONLY)
-  const fd = await within(deadline, { call: 'open', path }, opening, (late) => void (late >= 0 && close(late)))
+  const fd = state < 0 ? state : await open(path, O_RDONLY, 0, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path, node: device }, 'open device')
   try {
-    return await detectIn({ fd, path, start: 0, size: PROBE_BYTES }, deadline)
+    return await detectIn({ fd, path, start: 0, size: PROBE_BYTES, bound })
   } finally {
     await close(fd)
   }
 }
 
 /** What {@link detect} finds in the bytes from `start` on. */
-export async function detectIn(
-  { fd, path, start, size }: Pick<Readable, 'fd' | 'path' | 'start' | 'size'>,
-  deadline: Deadline,
-): Promise<Detected> {
-  return detect(await readBytes({ fd, path, start }, Math.min(PROBE_BYTES, size), deadline))
-}
-
-async function readBytes(
-  { fd, path, start }: Pick<Readable, 'fd' | 'path' | 'start'>,
-  length: number,
-  deadline: Deadline,
-): Promise<Buffer> {
-  const bytes = Buffer.alloc(length)
-  const count = await within(deadline, { call: 'read', path }, readAt(fd, bytes, length, start), () => {})
+export async function detectIn({ fd, path, start, size, bound }: Omit<Readable, 'blockSize'>): Promise<Detected> {
+  const bytes = Buffer.alloc(Math.min(PROBE_BYTES, size))
+  const count = await readAt(fd, bytes, bytes.length, start, bound)
   if (count < 0) throw explain({ call: 'read', errno: count, path })
-  return bytes.subarray(0, count)
+  return detect(bytes.subarray(0, count))
 }
 
 /**

@@ -5,10 +5,10 @@ import type { Deadline } from '../common/deadline.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding } from '../kernel/binding.ts'
-import { O_PATH, readLinkSync } from '../kernel/files.ts'
+import { GivenUp, UNDOING, within } from '../kernel/bounded.ts'
+import { closeSync, O_PATH, open, readLinkSync } from '../kernel/files.ts'
 import { Sequence } from '../kernel/sequence.ts'
 import { decodeMountStat, encodePath, type MountStat, newStat } from '../kernel/uapi.ts'
-import { within } from './within.ts'
 
 const { ENOENT } = constants.errno
 
@@ -28,6 +28,8 @@ const S_IFLNK = 0o120_000
 
 /** Links in a row, as the kernel allows them. */
 const MAX_LINKS = 40
+/** The text of a link is shorter than that. */
+const LINK_BYTES = 4096
 
 /** The place of a mount in the tree: its name in its parent folder. Known even when something is mounted on it. */
 export interface Place {
@@ -57,7 +59,7 @@ export function statUnique(fd: number): MountStat | undefined {
   return answer < 0 ? undefined : decodeMountStat(bytes)
 }
 
-/** A place, and which mount is on top of it: both numbers, as of {@link statDescriptor} and {@link statUnique}. */
+/** A place, and which mount is on top of it: its two numbers, as of {@link statDescriptor} and {@link statUnique}. */
 export interface Looked {
   place: Place
   id: bigint | undefined
@@ -76,7 +78,7 @@ export async function lookAt(path: string, deadline: Deadline): Promise<Looked> 
     sequence.try('statxMount', parent, encodePath(name), LOOK_FLAGS, plain),
     sequence.try('statxMountUnique', parent, encodePath(name), LOOK_FLAGS, unique),
   ]
-  await within(deadline, { call: 'open', path }, sequence.run(), () => close(parent.fd))
+  await sequence.run(deadline.bound, path)
   if (!parent.succeeded) throw cannotOpen(parent.answer ?? -ENOENT, path)
   const [id, forever] = [plain, unique].map((bytes, i) =>
     steps[i]?.succeeded ? decodeMountStat(bytes).mountId : undefined,
@@ -113,28 +115,35 @@ function statMount(folder: number, name: string, flags: number): MountStat | und
 /**
  * Looks up the folder. A link at the end is followed only where nobody but root and the caller can have put it there.
  *
- * @throws `target`, `timeout`, `permission`
+ * @throws `target`, `permission`, GivenUp
  */
 export async function openTarget(target: string, make: boolean, deadline: Deadline): Promise<Target> {
   let path = await toAbsolute(target, deadline)
   for (let links = 0; links <= MAX_LINKS; links++) {
-    const place = await openBoth(path, target, deadline)
+    let place = await openBoth(path, target, deadline)
     try {
-      const found = await asFolder(place, make, target)
+      if (make && place.fd === -ENOENT) place = await makeFolder(place, target, deadline)
+      const found = await asFolder(place, target, deadline)
       if (typeof found !== 'string') return found
       path = found
-      closeTarget(place)
     } catch (error) {
+      await undoTarget(place)
       closeTarget(place)
       throw error
     }
+    closeTarget(place)
   }
   throw refusal('target', 'open', 'there are too many symbolic links', { path: target })
 }
 
 /** Removes the folder where it was made on the way. */
-export function undoTarget({ made, parent, name }: Target): void {
-  if (made) binding().unlinkatSync(parent, encodePath(name), AT_REMOVEDIR)
+export async function undoTarget({ made, parent, name, path }: Target): Promise<void> {
+  if (!made) return
+  try {
+    await within(UNDOING, path).unlinkat(parent, encodePath(name), AT_REMOVEDIR)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
 }
 
 export function closeTarget({ fd, parent }: Pick<Target, 'fd' | 'parent'>): void {
@@ -142,47 +151,48 @@ export function closeTarget({ fd, parent }: Pick<Target, 'fd' | 'parent'>): void
   close(parent)
 }
 
-/** With the addon: node:fs of other runtimes closes only what it has opened itself. O_PATH descriptors never wait. */
+/** At once: descriptors that are for a path, or for a mount that has others, have nothing to wait for. */
 export function close(fd: number): void {
-  if (fd >= 0) binding().closeSync(fd)
+  if (fd >= 0) closeSync(fd)
 }
 
 /** The place, and a descriptor of what is there, or the negative errno: in one hop, so that both can be given up. */
-async function openBoth(path: string, target: string, deadline: Deadline): Promise<Place & { fd: number }> {
+async function openBoth(path: string, target: string, deadline: Deadline): Promise<Target> {
   const [folder, name] = splitPath(path)
   const sequence = new Sequence()
   const parent = sequence.call('openat', AT_FDCWD, encodePath(folder), O_PATH | O_DIRECTORY)
   const entry = sequence.call('openat', parent, encodePath(name), O_PATH | O_NOFOLLOW)
-  await within(deadline, { call: 'open', path: target }, sequence.run(), () => {
-    close(entry.fd)
-    close(parent.fd)
-  })
+  await sequence.run(deadline.bound, target)
   if (!parent.succeeded) throw cannotOpen(parent.answer ?? -ENOENT, target)
-  return { parent: parent.fd, name, path, fd: entry.answer ?? -ENOENT }
+  return { parent: parent.fd, name, path, fd: entry.answer ?? -ENOENT, made: false }
+}
+
+/** Makes the folder at the place, where nothing is. */
+async function makeFolder(place: Target, target: string, deadline: Deadline): Promise<Target> {
+  const { parent, name } = place
+  const sequence = new Sequence()
+  const made = sequence.call('mkdirat', parent, encodePath(name), 0o755)
+  const entry = sequence.call('openat', parent, encodePath(name), O_PATH | O_NOFOLLOW)
+  await sequence.run(deadline.bound, target)
+  if (!made.succeeded) throw explain({ call: 'mkdir', errno: made.answer ?? -ENOENT, path: target }, 'target')
+  return { ...place, fd: entry.answer ?? -ENOENT, made: true }
 }
 
 /** The folder that is at the place, or the path that a link there leads to. */
-async function asFolder(place: Place & { fd: number }, make: boolean, target: string): Promise<Target | string> {
-  const { parent, name } = place
-  let { fd } = place
-  const made = fd === -ENOENT && make
-  if (made) {
-    const answer = await binding().mkdirat(parent, encodePath(name), 0o755)
-    if (answer < 0) throw explain({ call: 'mkdir', errno: answer, path: target }, 'target')
-    fd = await binding().openat(parent, encodePath(name), O_PATH | O_NOFOLLOW)
-  }
+async function asFolder(place: Target, target: string, deadline: Deadline): Promise<Target | string> {
+  const { fd } = place
   if (fd < 0) throw cannotOpen(fd, target)
   const type = (statDescriptor(fd)?.mode ?? 0) & S_IFMT
-  if (type === S_IFLNK) return followLink(place, target)
+  if (type === S_IFLNK) return followLink(place, target, deadline)
   if (type !== S_IFDIR) {
     throw refusal('target', 'open', 'is no folder: a filesystem is mounted on a folder', { path: target })
   }
   const told = readLinkSync(`/proc/self/fd/${fd}`)
-  return { ...place, fd, made, path: typeof told === 'string' ? told : place.path }
+  return { ...place, path: typeof told === 'string' ? told : place.path }
 }
 
 /** The path that it leads to. */
-function followLink({ parent, name }: Place, target: string): string {
+async function followLink({ parent, fd }: Target, target: string, deadline: Deadline): Promise<string> {
   const folder = statDescriptor(parent)
   const isTrusted = folder !== undefined && (folder.uid === 0 || folder.uid === process.geteuid?.())
   if (!isTrusted || (folder.mode & 0o022) !== 0) {
@@ -192,10 +202,11 @@ function followLink({ parent, name }: Place, target: string): string {
     })
   }
   const here = readLinkSync(`/proc/self/fd/${parent}`)
-  const link = readLinkSync(`/proc/self/fd/${parent}/${name}`)
-  if (typeof link !== 'string' || typeof here !== 'string') {
-    throw refusal('target', 'readlink', 'the symbolic link went away', { path: target })
-  }
+  const bytes = Buffer.alloc(LINK_BYTES)
+  const length = await within(deadline.bound, target).readLink(fd, bytes)
+  if (length < 0) throw explain({ call: 'readlink', errno: length, path: target }, 'target')
+  if (typeof here !== 'string') throw explain({ call: 'readlink', errno: here, path: target }, 'target')
+  const link = bytes.toString('utf8', 0, length)
   const text = link.startsWith('/') ? link : `${here === '/' ? '' : here}/${link}`
   return withoutSlashes(text)
 }
@@ -211,7 +222,7 @@ async function toAbsolute(target: string, deadline: Deadline): Promise<string> {
   const text = withoutSlashes(target.startsWith('/') ? target : `${process.cwd()}/${target}`)
   const last = text.slice(text.lastIndexOf('/') + 1)
   if (last !== '.' && last !== '..' && last !== '') return text
-  const fd = await openPath(text, O_DIRECTORY, deadline)
+  const fd = await open(text, O_PATH | O_DIRECTORY, 0, deadline.bound)
   if (fd < 0) throw cannotOpen(fd, target)
   const path = readLinkSync(`/proc/self/fd/${fd}`)
   close(fd)
@@ -221,10 +232,6 @@ async function toAbsolute(target: string, deadline: Deadline): Promise<string> {
 
 function withoutSlashes(path: string): string {
   return path.replace(/(?<=.)\/+$/, '')
-}
-
-function openPath(path: string, flags: number, deadline: Deadline): Promise<number> {
-  return within(deadline, { call: 'open', path }, binding().open(encodePath(path), O_PATH | flags), close)
 }
 
 function cannotOpen(errno: number, target: string): LoopError {

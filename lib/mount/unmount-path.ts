@@ -1,8 +1,9 @@
 /** Unmounting by the folder, what another process has mounted from a loop device. */
 
 import { checkBoolean, checkOptions } from '../common/arguments.ts'
-import { backoff, checkDeadline, Deadline } from '../common/deadline.ts'
+import { backoff, CHANGING, checkDeadline, Deadline } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import { type Mount as Mounted, readMountsSync } from '../kernel/mountinfo.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { findLoopOf } from '../observe/mounted.ts'
@@ -20,8 +21,12 @@ export async function unmountPath(path: string, options?: UnmountOptions): Promi
   const given = checkOptions(options, ['lazy', 'signal', 'timeout'])
   const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
   checkTarget(path)
-  const deadline = checkDeadline(given, 4_000)
+  const deadline = checkDeadline(given, CHANGING)
   assertSupported()
+  return explained(() => unmountAt(path, lazy, deadline), path)
+}
+
+async function unmountAt(path: string, lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
   const target = await openTarget(path, false, deadline)
   // Of the mount itself: closed before it is unmounted, which it would keep from that.
   const [id, unique] = [statDescriptor(target.fd)?.mountId, statUnique(target.fd)?.mountId]

@@ -6,15 +6,15 @@ import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Holder } from '../errors/holders.ts'
 import { binding } from '../kernel/binding.ts'
+import { within } from '../kernel/bounded.ts'
 import { type Mount as Listed, readMountsSync } from '../kernel/mountinfo.ts'
 import { encodePath } from '../kernel/uapi.ts'
-import { close, lookAt, lookAtSync, type Looked, type Place } from './target.ts'
+import { close, lookAt, lookAtSync, type Looked } from './target.ts'
 import { adviseUsers, areLasting, describeUsers, findUsers } from './users.ts'
-import { within } from './within.ts'
 
 const { EBUSY, ENOENT } = constants.errno
 // include/linux/fs.h
-const MNT_DETACH = 2
+export const MNT_DETACH = 2
 const UMOUNT_NOFOLLOW = 8
 
 /** `deferred`: files of it are still open; the kernel unmounts the filesystem when the last of them is closed. */
@@ -35,7 +35,7 @@ export interface Mounted {
 /**
  * Unmounts it. With `lazy` a mount that is busy is taken out of the tree, and goes when its last user is done.
  *
- * @throws `in-use` with who uses it, `not-mounted`, `permission`, `timeout`
+ * @throws `in-use` with who uses it, `not-mounted`, `permission`, GivenUp: it can be unmounted later on
  */
 export async function unmount(mounted: Mounted, lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
   const { source, target } = mounted
@@ -59,37 +59,33 @@ export async function unmount(mounted: Mounted, lazy: boolean, deadline: Deadlin
 async function unmountOnce(mounted: Mounted, flags: number, deadline: Deadline): Promise<number> {
   const { target } = mounted
   const { place, ...looked } = await look(mounted, () => lookAt(target, deadline))
-  if (!isOurs(mounted, looked)) {
-    close(place.parent)
-    throw gone(mounted)
+  const { parent, name } = place
+  try {
+    if (!isOurs(mounted, looked)) throw gone(mounted)
+    // Through the descriptor of the folder: neither a link nor a renamed folder leads elsewhere.
+    return await within(deadline.bound, target).umountAt(parent, encodePath(name), flags | UMOUNT_NOFOLLOW)
+  } finally {
+    close(parent)
   }
-  // Given up on or not, the call needs the descriptor as long as it runs.
-  const call = binding().umount2(pathOf(place), flags | UMOUNT_NOFOLLOW)
-  const done = call.finally(() => close(place.parent))
-  return within(deadline, { call: 'umount2', path: target }, done, () => {})
 }
 
 /** {@link unmount}, at once, and without looking for who is in the way. */
 export function unmountSync(mounted: Mounted, lazy: boolean): UnmountResult {
   const { target } = mounted
   const { place, ...looked } = lookAtSync(target)
+  const umount = (flags: number) => binding().umountAtSync(place.parent, encodePath(place.name), flags)
   try {
     if (!isOurs(mounted, looked)) throw gone(mounted)
-    const answer = binding().umount2Sync(pathOf(place), UMOUNT_NOFOLLOW)
+    const answer = umount(UMOUNT_NOFOLLOW)
     if (answer >= 0) return 'unmounted'
     if (answer !== -EBUSY) throw explain({ call: 'umount2', errno: answer, path: target })
     if (!lazy) throw busy(mounted, [], undefined)
-    const detached = binding().umount2Sync(pathOf(place), UMOUNT_NOFOLLOW | MNT_DETACH)
+    const detached = umount(UMOUNT_NOFOLLOW | MNT_DETACH)
     if (detached < 0) throw explain({ call: 'umount2', errno: detached, path: target })
     return 'deferred'
   } finally {
     close(place.parent)
   }
-}
-
-/** Through the descriptor of the folder: neither a link nor a renamed folder leads elsewhere. */
-function pathOf({ parent, name }: Pick<Place, 'parent' | 'name'>): Uint8Array {
-  return encodePath(`/proc/self/fd/${parent}/${name}`)
 }
 
 /** The folder that it was in can be gone from there. */

@@ -8,8 +8,10 @@ import { explain } from '../errors/explain.ts'
 import { findHolders } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
+import { GivenUp } from '../kernel/bounded.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { close, O_EXCL, O_RDONLY } from '../kernel/files.ts'
+import { Sequence } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { KnownPartition } from '../kernel/sysfs.ts'
 import { newInfo } from '../kernel/uapi.ts'
@@ -178,9 +180,20 @@ export async function removeUnused(number: number, fd: number, partitions: reado
   removeNodesOfGone(number, partitions)
 }
 
-/** {@link removeUnused}, at once. */
-export function removeUnusedSync(number: number, fd: number, partitions: readonly KnownPartition[]): void {
-  for (const partition of partitions) binding().blkPgDelPartitionSync(fd, partition.number)
+/** {@link removeUnused}, for an exit handler: within that time, as far as the kernel lets it. */
+export function removeUnusedSync(
+  { number, descriptor }: Handle,
+  partitions: readonly KnownPartition[],
+  ms: number,
+): void {
+  if (partitions.length === 0) return
+  const sequence = new Sequence()
+  for (const partition of partitions) sequence.try('blkPgDelPartition', descriptor, partition.number)
+  try {
+    sequence.runWithinSync(ms, number)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
   removeNodesOfGone(number, partitions)
 }
 

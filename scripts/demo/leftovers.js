@@ -41,10 +41,11 @@ function backingFileOf(name) {
  *
  * @param {string} folder
  * @param {import('./reader.js').Reader | undefined} reader
+ * @param {import('loopctl').Mount | undefined} mount
  * @param {(import('loopctl').LoopDevice | undefined)[]} devices
  * @returns {Promise<unknown[]>} the errors
  */
-export async function takeBack(folder, reader, devices) {
+export async function takeBack(folder, reader, mount, devices) {
   /** @type {unknown[]} */
   const errors = []
   const attempt = async (/** @type {() => unknown} */ operation) => {
@@ -56,7 +57,7 @@ export async function takeBack(folder, reader, devices) {
   }
   await attempt(() => reader?.stop())
   process.chdir('/')
-  for (const { point } of mountsIn(folder)) await attempt(() => unmount(point))
+  if (mount !== undefined && mountsIn(folder).length > 0) await attempt(() => unmount(mount))
   for (const device of devices) if (device !== undefined && device.fd !== -1) await attempt(() => device.detach())
   // Never through a mount that did not go.
   if (mountsIn(folder).length === 0) await attempt(() => rmSync(folder, { recursive: true, force: true }))

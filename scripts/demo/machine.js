@@ -4,7 +4,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import { doctor } from 'loopctl'
 
 /** Each program, and the Debian package that has it. */
-const PROGRAMS = { 'mkfs.ext4': 'e2fsprogs', 'mount': 'mount', 'umount': 'mount', 'blockdev': 'util-linux' }
+const PROGRAMS = { 'mkfs.ext4': 'e2fsprogs', 'blockdev': 'util-linux' }
 /** No program of the demo takes longer, in ms. */
 const LIMIT = 60_000
 

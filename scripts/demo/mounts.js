@@ -1,8 +1,7 @@
 /** The mount table, and how something gets out of it. */
 
-import { readdirSync, readFileSync, realpathSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
-import { run } from './machine.js'
 
 /** How long unmount() waits for other mount namespaces, in ms. */
 const PATIENCE = 30_000
@@ -33,16 +32,15 @@ export function mountsIn(folder) {
  * Unmounts. A mount namespace that was made meanwhile, by `unshare --mount` or with a container, has a copy of the mount,
  * which keeps the device in use: that is waited for.
  *
- * @param {string} where
+ * @param {import('loopctl').Mount} mount
  */
-export async function unmount(where) {
-  const point = realpathSync(where)
-  const mount = mountsOf('self').findLast((each) => each.point === point)
-  if (mount === undefined) throw new Error(`nothing is mounted at ${point}`)
-  await umount(point)
+export async function unmount(mount) {
+  const point = mount.path
+  const device = mountsOf('self').findLast((each) => each.point === point)?.device
+  await mount.unmount()
   let said = false
   for (const began = Date.now(); ; await setTimeout(20)) {
-    const holder = holderOf(mount.device)
+    const holder = holderOf(device)
     if (holder === undefined) return
     if (Date.now() - began > PATIENCE) throw new Error(`${holder} still has ${point} in its mount namespace`)
     if (!said) console.error(`waiting for ${holder}, whose mount namespace has a copy of ${point}`)
@@ -50,18 +48,7 @@ export async function unmount(where) {
   }
 }
 
-/** A Ctrl-C also ends a program that has only just been started: so there are five tries. @param {string} point */
-async function umount(point) {
-  for (let tries = 1; ; tries++) {
-    try {
-      return await run('umount', point)
-    } catch (error) {
-      if (tries === 5) throw error
-    }
-  }
-}
-
-/** The first process that sees the device mounted. @param {string} device @returns {string | undefined} */
+/** The first process that sees the device mounted. @param {string | undefined} device @returns {string | undefined} */
 function holderOf(device) {
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     try {

@@ -47,12 +47,11 @@ describe('changeBackingFile', () => {
     await using device = await attach(first, { readOnly: true, offset: 4096 })
     const seen: Progress[] = []
     await device.changeBackingFile(second, { verify: true, onProgress: (progress) => seen.push(progress) })
-    expect(seen.map(({ phase, copied }) => [phase, copied])).toEqual([
-      ['verify', MiB],
-      ['verify', 2 * MiB],
+    expect(seen.slice(-2).map(({ phase, copied }) => [phase, copied])).toEqual([
       ['verify', 3 * MiB - 4096],
       ['switch', 3 * MiB - 4096],
     ])
+    expect(seen.slice(0, -1).every(({ phase }) => phase === 'verify')).toBe(true)
     expect(seen.every(({ total, bytesPerSecond }) => total === 3 * MiB - 4096 && bytesPerSecond > 0)).toBe(true)
 
     const fd = openSync(first, 'r+')

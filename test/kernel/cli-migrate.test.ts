@@ -1,6 +1,6 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readlinkSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { find, open } from '../../lib/index.ts'
@@ -73,8 +73,8 @@ describe('loopctl migrate', () => {
       await attached([file], async (path, number) => {
         const child = spawn(process.execPath, [MAIN, 'migrate', path, copy], { stdio: ['ignore', 'pipe', 'pipe'] })
         const exit = once(child, 'exit')
-        // the draft is there: it is at work
-        const working = () => readdirSync(folder).some((name) => name.startsWith('.copy.loopctl-'))
+        // it has its copy open, which has no name: it is at work
+        const working = () => filesOf(child.pid).some((each) => each.startsWith(`${folder}/#`))
         while (!working() && child.exitCode === null) await new Promise(setImmediate)
         child.kill(signal)
         expect(await exit).toEqual([130, null])
@@ -83,7 +83,43 @@ describe('loopctl migrate', () => {
       })
     })
   }
+
+  test('--timeout and --overlap: given up in time, and what another device has is not replaced', async ({
+    folder,
+    image,
+  }) => {
+    const file = image('disk', 64 << 20, 7)
+    const copy = join(folder, 'copy')
+    await attached([file], (path, number) => {
+      const late = loopctl('migrate', '--timeout', '1', path, copy)
+      expect(late.status).toBe(1)
+      expect(late.stderr).toContain('ETIMEDOUT')
+      expect(readdirSync(folder)).toEqual(['disk'])
+      writeFileSync(copy, 'old')
+      execFileSync('truncate', ['--size=1M', copy])
+      const other = execFileSync('losetup', ['--find', '--show', copy], { encoding: 'utf8' }).trim()
+      try {
+        const refused = loopctl('migrate', '--overwrite', path, copy)
+        expect(refused.status).toBe(1)
+        expect(refused.stderr).toContain(other)
+        expect(sysfs(number, 'loop/backing_file')).toBe(file)
+        expect(loopctl('migrate', '--overwrite', '--overlap', 'allow', path, copy)).toMatchObject({ status: 0 })
+        expect(sysfs(number, 'loop/backing_file')).toBe(copy)
+      } finally {
+        execFileSync('losetup', ['--detach', other])
+      }
+    })
+  })
 })
+
+/** What a process has open, as far as it lives. */
+function filesOf(pid: number | undefined): string[] {
+  try {
+    return readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
+  } catch {
+    return []
+  }
+}
 
 describe('loopctl attach --swappable', () => {
   test('makes a stack that a later process finds, and list explains', async ({ folder, image }) => {

@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -90,10 +90,10 @@ describe('holders', () => {
     }
   })
 
-  test('a mount in another namespace is in the way, and unknown', async ({ folder, image }) => {
+  test('a mount in another namespace, by the first process there, and how to get in', async ({ folder, image }) => {
     await using device = await attach(image('disk', 8 * MiB))
     execFileSync('mkfs.ext4', ['-q', device.path])
-    const mountPoint = join(folder, 'mnt')
+    const mountPoint = join(folder, 'its mnt')
     mkdirSync(mountPoint)
     const child = spawn(
       'unshare',
@@ -102,14 +102,95 @@ describe('holders', () => {
         stdio: ['pipe', 'pipe', 'inherit'],
       },
     )
+    const { pid } = child
     try {
       await once(child.stdout, 'data')
+      const holder = { device: device.path, kind: 'mount', mountPoint, fsType: 'ext4', pid, command: 'sh' }
+      expect(await device.holders()).toEqual([holder])
       const error = await failure('in-use', () => device.detach())
-      expect(error.holders).toEqual([{ device: device.path, kind: 'unknown' }])
+      expect(error.holders).toEqual([holder])
+      expect(error.hint).toContain(`nsenter -t ${pid} -m umount '${mountPoint}'`)
       expect(sysfs(device.number, 'loop/backing_file')).toBeDefined()
+      // What the hint says is what to do.
+      execFileSync('nsenter', ['-t', String(pid), '-m', 'umount', mountPoint])
+      expect(await device.holders()).toEqual([])
     } finally {
       child.stdin.end('\n')
       await once(child, 'exit')
+    }
+  })
+
+  test('processes in a filesystem that was unmounted lazily', async ({ folder, image }) => {
+    await using device = await attach(image('disk', 8 * MiB))
+    execFileSync('mkfs.ext4', ['-q', device.path])
+    const mountPoint = join(folder, 'mnt')
+    mkdirSync(mountPoint)
+    execFileSync('mount', [device.path, mountPoint])
+    writeFileSync(join(mountPoint, 'file'), 'there')
+    const inside = spawn('sh', ['-c', 'echo in; read line'], { cwd: mountPoint, stdio: ['pipe', 'pipe', 'inherit'] })
+    const reading = spawn('sh', ['-c', 'exec 3<"$0"; echo in; read line', join(mountPoint, 'file')], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    })
+    try {
+      await Promise.all([once(inside.stdout, 'data'), once(reading.stdout, 'data')])
+      execFileSync('umount', ['--lazy', mountPoint])
+      const held = [inside, reading].map(({ pid }) => {
+        return { device: device.path, kind: 'process', pid, command: 'sh', unmounted: true }
+      })
+      const holders = await device.holders()
+      expect(holders).toHaveLength(2)
+      expect(holders).toEqual(expect.arrayContaining(held))
+      const error = await failure('in-use', () => device.detach({ timeout: 0 }))
+      expect(error.holders).toEqual(holders)
+      expect(error.message).toContain('unmounted lazily')
+    } finally {
+      for (const child of [inside, reading]) {
+        child.stdin.end('\n')
+        await once(child, 'exit')
+      }
+    }
+    expect(await device.holders()).toEqual([])
+  })
+
+  test('a lazily unmounted ext4 would be shut down by a change too', async ({ folder, image }) => {
+    const file = image('disk', 8 * MiB)
+    execFileSync('mkfs.ext4', ['-q', file])
+    const mountPoint = join(folder, 'mnt')
+    mkdirSync(mountPoint)
+    await using device = await attach(file, { readOnly: true })
+    execFileSync('mount', ['-o', 'ro', device.path, mountPoint])
+    const inside = spawn('sh', ['-c', 'echo in; read line; ls lost+found'], {
+      cwd: mountPoint,
+      stdio: ['pipe', 'pipe', 'inherit'],
+    })
+    try {
+      await once(inside.stdout, 'data')
+      execFileSync('umount', ['--lazy', mountPoint])
+      const error = await failure('would-shut-down-filesystem', () => device.migrate(join(folder, 'copy')))
+      expect(error.hint).toContain(`end process ${inside.pid}`)
+      expect(sysfs(device.number, 'loop/backing_file')).toBe(file)
+    } finally {
+      inside.stdin.end('\n')
+      expect(await once(inside, 'exit')).toEqual([0, null])
+    }
+  })
+
+  test('a mounted btrfs, which has a device number of its own', async ({ folder, image, skip }) => {
+    if (!/\bbtrfs$/m.test(readFileSync('/proc/filesystems', 'utf8'))) skip('the kernel knows no btrfs')
+    if (spawnSync('mkfs.btrfs', ['--version']).error) skip('mkfs.btrfs is not installed')
+    await using device = await attach(image('disk', 128 * MiB))
+    await using second = await attach(image('second', 128 * MiB))
+    execFileSync('mkfs.btrfs', ['-q', '-f', '-d', 'single', device.path, second.path])
+    const mountPoint = join(folder, 'mnt')
+    mkdirSync(mountPoint)
+    execFileSync('mount', ['-o', `device=${second.path}`, device.path, mountPoint])
+    try {
+      for (const { path, holders } of [device, second].map((each) => ({ path: each.path, holders: each.holders() }))) {
+        expect(await holders).toEqual([{ device: path, kind: 'mount', mountPoint, fsType: 'btrfs' }])
+      }
+      expect((await failure('in-use', () => second.detach({ timeout: 0 }))).message).toContain(mountPoint)
+    } finally {
+      execFileSync('umount', [mountPoint])
     }
   })
 })

@@ -75,37 +75,34 @@ describe('the addon', () => {
 
   test('has every call as a promise and at once', () => {
     // What opens a socket and what closes it have nothing to wait for, nor what asks for threads; sequences and reading have.
-    const alone = /^(?:uevent|sequence|read|lastCallSync|giveUpSync|leaveSync|workersSync|newRoomSync)/
+    const alone = /^(?:uevent|sequence|read|lastCallSync|giveUpSync|leaveSync|workersSync)/
     const names = Object.keys(load()).filter((name) => !alone.test(name))
     const promised = names.filter((name) => !name.endsWith('Sync'))
     expect(promised.length).toBeGreaterThan(20)
     expect(names.toSorted()).toEqual(promised.flatMap((name) => [name, `${name}Sync`]).toSorted())
   })
 
-  test('reads into and writes from any bytes, those of newRoomSync in place', async ({ folder }) => {
-    const addon = load() as Record<string, Call> & { newRoomSync: (bytes: number) => Buffer }
+  test('reads into and writes from any bytes', async ({ folder }) => {
+    const addon = load()
     const fd = addon['openSync']?.(Buffer.from(`${folder}\0`), 0x410002) as number // O_TMPFILE | O_RDWR
     expect(fd).toBeGreaterThan(2)
-    const written = addon.newRoomSync(10_000)
+    const written = Buffer.alloc(10_000)
     for (let i = 0; i < written.length; i++) written[i] = i % 251
     try {
       expect(await addon['pwrite']?.(fd, written.subarray(0, 6_000), 0n)).toBe(6_000)
       expect(await addon['pwrite']?.(fd, Buffer.from(written.subarray(6_000)), 6_000n)).toBe(4_000)
-      for (const make of [(bytes: number) => Buffer.alloc(bytes), addon.newRoomSync]) {
-        const read = make(9_000).fill(0xaa)
-        // from byte 5000 on there are no more than 5000
-        expect(await addon['pread']?.(fd, read.subarray(1_000), 5_000n)).toBe(5_000)
-        expect(read.subarray(1_000, 6_000).equals(written.subarray(5_000))).toBe(true)
-        for (const rest of [read.subarray(0, 1_000), read.subarray(6_000)]) {
-          expect(rest.equals(Buffer.alloc(rest.length, 0xaa))).toBe(true)
-        }
-        expect(await addon['pread']?.(fd, read, 10_000n)).toBe(0)
-        expect(await addon['pread']?.(fd, read.subarray(0, 0), 0n)).toBe(0)
+      const read = Buffer.alloc(9_000, 0xaa)
+      // from byte 5000 on there are no more than 5000
+      expect(await addon['pread']?.(fd, read.subarray(1_000), 5_000n)).toBe(5_000)
+      expect(read.subarray(1_000, 6_000).equals(written.subarray(5_000))).toBe(true)
+      for (const rest of [read.subarray(0, 1_000), read.subarray(6_000)]) {
+        expect(rest.equals(Buffer.alloc(rest.length, 0xaa))).toBe(true)
       }
+      expect(await addon['pread']?.(fd, read, 10_000n)).toBe(0)
+      expect(await addon['pread']?.(fd, read.subarray(0, 0), 0n)).toBe(0)
     } finally {
       addon['closeSync']?.(fd)
     }
-    for (const wrong of [0, -1, 2 ** 31, Number.NaN]) expect(() => addon['newRoomSync']?.(wrong)).toThrow(TypeError)
   })
 
   test('answers the errno of the kernel as a negative number, and throws for none', async ({ image }) => {

@@ -165,7 +165,7 @@ test('a tape that is not sound is a TypeError, and nothing is called', async ({ 
   }
   const wrong: [string, ...unknown[]][] = [
     ['no arguments'],
-    ['no tape', 1],
+    ['no tape', 1, undefined],
     ['no number', '1', new Uint8Array(48)],
     ['another array', 1, new Uint16Array(48)],
     ['more steps than there is room for', 3, tape('blkSszGet', () => {})],
@@ -177,9 +177,22 @@ test('a tape that is not sound is a TypeError, and nothing is called', async ({ 
     ['data far beyond the end', 2, tape('blkGetSize64', (ints) => (ints[17] = 2 ** 31 - 1))],
     ['data before the beginning', 2, tape('blkGetSize64', (ints) => (ints[17] = -8))],
     ['a path without an end', 2, tape('open', (ints) => ints.set([2 * 48], 16) ?? ints.fill(-1, 24))],
-    ['a bigint', 2, tape('lseekData', () => {})],
+    ['a bigint', 2, tape('ftruncate', () => {})],
   ]
-  for (const [name, ...values] of wrong) expect(() => sequenceRun(...values), name).toThrow(TypeError)
+  for (const [name, ...values] of wrong) expect(() => sequenceRun(...values, false), name).toThrow(TypeError)
+  expect(() =>
+    sequenceRun(
+      1,
+      tape('blkSszGet', () => {}),
+    ),
+  ).toThrow(TypeError)
+  expect(() =>
+    sequenceRun(
+      1,
+      tape('blkSszGet', () => {}),
+      1,
+    ),
+  ).toThrow(TypeError)
   expect(sysfs(device.number, 'loop/autoclear')).toBe('1')
   expect((await device.status()).attached).toBe(true)
 })

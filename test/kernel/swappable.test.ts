@@ -1,6 +1,15 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, mkdirSync, openSync, closeSync, readdirSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  closeSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect } from 'vitest'
 import { attach, find, list, open } from '../../lib/index.ts'
@@ -248,7 +257,10 @@ describe('the guard', () => {
         await once(child.stdout, 'data')
         if (refused) {
           const error = await failure('would-shut-down-filesystem', () => device.changeBackingFile(second))
-          expect(error.holders).toEqual([{ device: device.path, kind: 'mount', mountPoint, fsType: type }])
+          const { pid } = child
+          const holder = { device: device.path, kind: 'mount', mountPoint, fsType: type, pid, command: 'sh' }
+          expect(error.holders).toEqual([holder])
+          expect(error.hint).toContain(`nsenter -t ${pid} -m`)
         } else await device.changeBackingFile(second)
         expect(sysfs(device.number, 'loop/backing_file')).toBe(refused ? first : second)
       } finally {
@@ -258,7 +270,9 @@ describe('the guard', () => {
     }
   })
 
-  test('a lazily unmounted filesystem that is still in use is refused, and unknown', async ({ folder }) => {
+  test('a lazily unmounted filesystem that is still in use is refused, and by whom it is used is told', async ({
+    folder,
+  }) => {
     const { first, second } = makeImages(folder, 'ext4')
     await using device = await attach(first, { readOnly: true })
     const mountPoint = join(folder, 'mnt')
@@ -268,7 +282,9 @@ describe('the guard', () => {
     execFileSync('umount', ['--lazy', mountPoint])
     try {
       const error = await failure('would-shut-down-filesystem', () => device.changeBackingFile(second))
-      expect(error.holders).toEqual([{ device: device.path, kind: 'unknown' }])
+      const command = readFileSync('/proc/self/comm', 'utf8').trim()
+      const holder = { device: device.path, kind: 'process', pid: process.pid, command, unmounted: true }
+      expect(error.holders).toEqual([holder])
       expect(sysfs(device.number, 'loop/backing_file')).toBe(first)
     } finally {
       closeSync(fd)

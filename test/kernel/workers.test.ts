@@ -10,12 +10,13 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import { describe, expect, vi } from 'vitest'
-import { LoopControl } from '../../lib/index.ts'
+import { attach, LoopControl } from '../../lib/index.ts'
 import { binding, NoThread } from '../../lib/kernel/binding.ts'
 import { callWithin, GivenUp, listUnanswering, within } from '../../lib/kernel/bounded.ts'
+import { callWithinSync, closeWithinSync } from '../../lib/kernel/bounded-sync.ts'
 import { close, closeSync, openSync } from '../../lib/kernel/files.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
-import { encodeConfig, encodePath } from '../../lib/kernel/uapi.ts'
+import { decodeU64, encodeConfig, encodePath, newU64 } from '../../lib/kernel/uapi.ts'
 import { limit } from '../scale.ts'
 import { sysfs, test as onDevices } from './support.ts'
 
@@ -88,6 +89,16 @@ function givenUp(promise: Promise<unknown>): Promise<GivenUp> {
     (answer) => expect.fail(`answered ${String(answer)}`),
     (error: unknown) => (error instanceof GivenUp ? error : expect.fail(String(error))),
   )
+}
+
+function givenUpSync(operation: () => void): GivenUp {
+  try {
+    operation()
+  } catch (error) {
+    if (error instanceof GivenUp) return error
+    throw error
+  }
+  return expect.fail('it came back')
 }
 
 /** Those of the addon, by their ids. */
@@ -317,6 +328,72 @@ describe('a call that hangs', () => {
     hanging.end()
     expect(await Promise.all(begun.map(({ back }) => back))).toEqual(begun.map(() => 0))
     await vi.waitFor(async () => expect(await binding().pageSize()).toBe(binding().pageSizeSync()), WAIT)
+  })
+})
+
+describe('a call that the thread of JavaScript waits for', () => {
+  test('has its answer at once, and fills what it is given', async ({ image }) => {
+    await using device = await attach(image('disk', 2 << 20))
+    const size = newU64()
+    expect(callWithinSync(limit(20_000), device.number, 'blkGetSize64', device.fd, size)).toBe(0)
+    expect(decodeU64(size)).toBe(2n << 20n)
+    const sequence = new Sequence()
+    const status = sequence.call('blkGetSize64', device.fd, size.fill(0))
+    const failed = sequence.call('fsync', -1)
+    const never = sequence.call('pageSize')
+    sequence.runWithinSync(limit(20_000), device.number)
+    expect([status.answer, failed.answer, never.answer]).toEqual([0, -constants.errno.EBADF, undefined])
+    expect(decodeU64(size)).toBe(2n << 20n)
+    // and what others wait for is told as ever
+    expect(await binding().pageSize()).toBe(binding().pageSizeSync())
+  })
+
+  test('is given up on when its time is up, and undone when it comes back', async ({ hanging }) => {
+    const fd = hanging.open()
+    const before = hanging.count()
+    const sequence = new Sequence()
+    const opened = sequence.call('open', encodePath(hanging.path), O_RDONLY)
+    const locked = sequence.call('flock', fd, LOCK_SH)
+    const never = sequence.call('pageSize')
+    const error = givenUpSync(() => sequence.runWithinSync(20, hanging.path))
+    expect(error).toMatchObject({ call: 'sequence', asked: hanging.path, hasBegun: true })
+    expect(opened.answer).toBe(undefined)
+    expect(hanging.count()).toBe(before + 1)
+    expect(listUnanswering()).toEqual([hanging.path])
+    expect(binding().workersSync()).toMatchObject({ givenUp: 1 })
+    hanging.end()
+    await error.back
+    expect([opened.succeeded, locked.answer, never.answer]).toEqual([true, 0, undefined])
+    expect(hanging.count()).toBe(before)
+    expect(listUnanswering()).toEqual([])
+  })
+
+  test('begins although others of the same device are stuck', async ({ hanging }) => {
+    const stuck = await givenUp(within({ left: 20 }, 7).flock(hanging.open(), LOCK_SH))
+    expect(callWithinSync(limit(20_000), 7, 'pageSize')).toBe(binding().pageSizeSync())
+    hanging.end()
+    await stuck.back
+  })
+
+  test('leaves the descriptor to the call that hangs with it', async ({ hanging }) => {
+    const fd = openSync(hanging.path, O_RDWR)
+    expect(callWithinSync(20, undefined, 'flock', fd, LOCK_SH)).toBe(undefined)
+    const before = hanging.count()
+    closeWithinSync(fd, limit(20_000))
+    expect(hanging.count()).toBe(before)
+    hanging.end()
+    await vi.waitFor(() => expect(hanging.count()).toBe(before - 1), WAIT)
+  })
+
+  test('is not mistaken for another one: what has settled is not waited for', async () => {
+    const { lastCallSync, waitSync, giveUpSync } = binding()
+    const promise = binding().pageSize()
+    const call = lastCallSync()
+    expect(waitSync(call, limit(20_000))).toBe(binding().pageSizeSync())
+    expect(await promise).toBe(binding().pageSizeSync())
+    expect(waitSync(call, limit(20_000))).toBe(null)
+    expect(giveUpSync(call)).toBe(0)
+    for (const other of [-1, 0.5, Number.NaN, 2 ** 60]) expect(waitSync(other, limit(20_000))).toBe(null)
   })
 })
 

@@ -5,8 +5,8 @@ import { closeSync, openSync, readFileSync, readSync, writeFileSync, writeSync }
 import { describe, expect } from 'vitest'
 import { detect, faultOf } from '../../lib/mount/detect.ts'
 import { PROBE_BYTES, SIGNATURES } from '../../lib/mount/superblocks.ts'
-import { env } from '../needs.ts'
-import { MAKERS, type Made, makeFilesystem, makers, test } from './support.ts'
+import { env, needs } from '../needs.ts'
+import { MAKERS, type Made, makeFilesystem, test } from './support.ts'
 
 function beginningOf(image: string): Buffer {
   const bytes = Buffer.alloc(PROBE_BYTES)
@@ -31,15 +31,14 @@ function blkid(image: string): string {
 const TITLES: Partial<Record<string, string>> = { swap: 'swap space', crypto_LUKS: 'a LUKS container' }
 
 describe('what a tool has made is known', () => {
-  for (const name of makers('superblocks', Object.keys(MAKERS) as Made[])) {
-    test(name, ({ folder }) => {
-      const image = `${folder}/${name}.img`
-      makeFilesystem(name, image)
-      const theirs = blkid(image)
-      expect(theirs).not.toBe('')
-      expect(found(image)).toEqual([TITLES[theirs] ?? theirs])
-    })
-  }
+  test.for(Object.keys(MAKERS) as Made[])('%s', (name, { folder }) => {
+    needs('blkid')
+    const image = `${folder}/${name}.img`
+    makeFilesystem(name, image)
+    const theirs = blkid(image)
+    expect(theirs).not.toBe('')
+    expect(found(image)).toEqual([TITLES[theirs] ?? theirs])
+  })
 
   test('a physical volume of LVM, which wants a block device to be made', ({ image }) => {
     // lib/label/label.h of LVM2: the label is in the second sector, "LABELONE", its number, checksum, offset, type
@@ -64,22 +63,19 @@ describe('what is nothing', () => {
     }
   })
 
-  test('a beginning that is cut at any place throws nothing', ({ folder }) => {
-    for (const name of makers('superblocks', ['ext4', 'vfat', 'btrfs', 'iso9660'])) {
-      makeFilesystem(name, `${folder}/${name}`)
-      const beginning = beginningOf(`${folder}/${name}`)
-      for (let length = 0; length < beginning.length; length += 61) {
-        const cut = beginning.subarray(0, length)
-        expect(() => [detect(cut), faultOf('ext4', cut), faultOf('xfs', cut), faultOf('btrfs', cut)]).not.toThrow()
-      }
+  const cut = ['ext4', 'vfat', 'btrfs', 'iso9660'] as const
+  test.for(cut)('the beginning of %s, cut at any place, throws nothing', (name, { folder }) => {
+    makeFilesystem(name, `${folder}/${name}`)
+    const beginning = beginningOf(`${folder}/${name}`)
+    for (let length = 0; length < beginning.length; length += 61) {
+      const part = beginning.subarray(0, length)
+      expect(() => [detect(part), faultOf('ext4', part), faultOf('xfs', part), faultOf('btrfs', part)]).not.toThrow()
     }
   })
 })
 
 describe('several', () => {
   test('two that are sure are both told', ({ folder }) => {
-    const [xfs = ''] = makers('superblocks', ['xfs'])
-    if (xfs === '' || makers('superblocks', ['btrfs']).length === 0) return
     makeFilesystem('btrfs', `${folder}/b`)
     const fd = openSync(`${folder}/b`, 'r+')
     writeSync(fd, Buffer.from('XFSB'), 0, 4, 0)
@@ -102,7 +98,6 @@ describe('what is wrong with a superblock', () => {
     ['xfs', 108],
     ['btrfs', 0x1_0000 + 0x12b],
   ] as const) {
-    if (makers('superblocks', [name]).length === 0) continue
     test(`${name}: nothing, as mkfs makes it; and its checksum, where its label was changed`, ({ folder }) => {
       const image = `${folder}/${name}`
       makeFilesystem(name, image)

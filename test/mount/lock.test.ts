@@ -2,11 +2,12 @@
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync, statSync } from 'node:fs'
-import { describe, expect, onTestFinished } from 'vitest'
+import { closeSync, openSync, readFileSync, statSync } from 'node:fs'
+import { beforeEach, describe, expect, onTestFinished } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
-import { env, needs } from '../needs.ts'
-import { failure, hasUdev, test } from '../kernel/support.ts'
+import { observe } from '../../lib/kernel/seam.ts'
+import { env, needs, needsKernel } from '../needs.ts'
+import { failure, test } from '../kernel/support.ts'
 import { times } from '../scale.ts'
 import { expectDetached } from './support.ts'
 
@@ -15,9 +16,9 @@ function isLocked(path: string): boolean {
   return spawnSync('flock', ['--nonblock', '--exclusive', path, 'true']).status !== 0
 }
 
-const hasFlock = findMissing('locks', 'flock').length === 0
+beforeEach(() => needs('flock'))
 
-describe.runIf(hasFlock)('the lock', () => {
+describe('the lock', () => {
   test('is there until it is released, and keeps nobody from the device', async ({ image }) => {
     await using device = await attach(image('disk'))
     expect(isLocked(device.path)).toBe(false)
@@ -77,6 +78,43 @@ describe.runIf(hasFlock)('the lock', () => {
     await lock.release()
   })
 
+  test('attach with lock: it is there before the device is configured, and all the time after', async ({ image }) => {
+    const file = image('disk')
+    await using before = await attach(file)
+    const { number, path } = before
+    await before.detach()
+    // Once step by step, and once in one hop, which is what the second attach of a process is.
+    for (const inSequences of [false, true]) {
+      const locked: Record<string, boolean> = {}
+      observe(
+        (call) => {
+          if (['loopConfigure', 'close', 'blkGetDiskSeq'].includes(call)) locked[call] = isLocked(path)
+        },
+        { inSequences },
+      )
+      onTestFinished(() => observe(undefined))
+      const device = await attach(file, { number, lock: true })
+      observe(undefined)
+      expect(locked).toMatchObject({ loopConfigure: true, close: true })
+      expect(isLocked(path)).toBe(true)
+      expect(await device.detach()).toBe('detached')
+      expect(isLocked(path)).toBe(false)
+    }
+  })
+
+  test('a detach that fails does not lose it', async ({ image }) => {
+    await using device = await attach(image('disk'), { lock: true })
+    const lock = await device.lock()
+    const fd = openSync(device.path, 'r')
+    await failure('in-use', () => device.detach({ timeout: 20 }))
+    expect(isLocked(device.path)).toBe(true)
+    expect(await device.lock()).toBe(lock)
+    closeSync(fd)
+    await lock.release()
+    expect(isLocked(device.path)).toBe(false)
+    expect(await device.detach()).toBe('detached')
+  })
+
   test('attach with lock: another process has it: undone; the command with --lock', async ({ image }) => {
     const file = image('disk')
     const command = new URL('../../dist/cli/main.js', import.meta.url).pathname
@@ -93,7 +131,8 @@ describe.runIf(hasFlock)('the lock', () => {
   })
 })
 
-test.runIf(hasUdev && hasFlock)('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+test('mkfs under the lock is never disturbed', { timeout: 600_000 }, async ({ image }) => {
+  needsKernel('udev')
   const file = image('disk', 16 << 20)
   for (let i = 0; i < times(200); i++) {
     await using device = await attach(file, { lock: true })

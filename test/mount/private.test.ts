@@ -6,9 +6,10 @@ import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSy
 import { join } from 'node:path'
 import { describe, expect, onTestFinished, vi } from 'vitest'
 import { attach, mountImage } from '../../lib/index.ts'
+import { needsKernel } from '../needs.ts'
 import { limit, times } from '../scale.ts'
 import { attachedNumbers, countDescriptors, failure, sysfs } from '../kernel/support.ts'
-import { expectDetached, isInKernel, makeFilesystem, makers, mountsUnder, test } from './support.ts'
+import { expectDetached, makeFilesystem, mountsUnder, test } from './support.ts'
 
 const INDEX = new URL('../../dist/index.js', import.meta.url).pathname
 
@@ -17,8 +18,10 @@ function devicesOf(image: string): number[] {
   return attachedNumbers().filter((number) => sysfs(number, 'loop/backing_file') === image)
 }
 
-for (const name of makers('private mounts', ['ext4', 'xfs', 'btrfs', 'squashfs', 'erofs']).filter(isInKernel)) {
-  test(`${name}: its files are there for this process and its children, and in no mount table`, async ({ folder }) => {
+test.for(['ext4', 'xfs', 'btrfs', 'squashfs', 'erofs'] as const)(
+  '%s: its files are there for this process and its children, and in no mount table',
+  async (name, { folder }) => {
+    if (name !== 'ext4') needsKernel(name)
     const image = join(folder, 'image')
     makeFilesystem(name, image)
     const descriptors = countDescriptors()
@@ -38,8 +41,8 @@ for (const name of makers('private mounts', ['ext4', 'xfs', 'btrfs', 'squashfs',
     expectDetached(image)
     expect(existsSync(mount.path)).toBe(false)
     expect(countDescriptors()).toBe(descriptors)
-  })
-}
+  },
+)
 
 test('busy: by a file of this process, or of one that it started', async ({ folder }) => {
   makeFilesystem('ext4', join(folder, 'image'))

@@ -1,16 +1,17 @@
 /** Filesystems of every kind, made by their tools, and what the kernel says is mounted. */
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect } from 'vitest'
+import type { Tool } from '../../scripts/tools.js'
 import { attachedNumbers, settleUdev, sysfs, test as base } from '../kernel/support.ts'
 import { env, needs } from '../needs.ts'
 
 const MiB = 1 << 20
 
 interface Maker {
-  program: string
+  program: Tool
   /** How large the image has to be, in MiB; 0: the program makes it. */
   size: number
   words: (image: string, source: string) => string[]
@@ -19,8 +20,8 @@ interface Maker {
 
 /** By the name that blkid has for it. */
 export const MAKERS = {
-  ext2: { program: 'mkfs.ext2', size: 8, words: (image) => ['-q', '-F', image] },
-  ext3: { program: 'mkfs.ext3', size: 8, words: (image) => ['-q', '-F', image] },
+  ext2: { program: 'mkfs.ext4', size: 8, words: (image) => ['-q', '-F', '-t', 'ext2', image] },
+  ext3: { program: 'mkfs.ext4', size: 8, words: (image) => ['-q', '-F', '-t', 'ext3', image] },
   ext4: { program: 'mkfs.ext4', size: 16, words: (image) => ['-q', '-F', image] },
   xfs: { program: 'mkfs.xfs', size: 320, words: (image) => ['-q', '-f', image] },
   btrfs: { program: 'mkfs.btrfs', size: 128, words: (image) => ['-q', '-f', image] },
@@ -64,22 +65,10 @@ export const MAKERS = {
 
 export type Made = keyof typeof MAKERS
 
-/** Those that can be made here. */
-export function makers(what: string, names: readonly Made[]): Made[] {
-  const missing = findMissing(what, ...new Set(names.map((name) => MAKERS[name].program)))
-  return names.filter((name) => !missing.includes(MAKERS[name].program))
-}
-
-/** Whether this kernel has the filesystem. */
-export function isInKernel(fsType: string): boolean {
-  return readFileSync('/proc/filesystems', 'utf8')
-    .split('\n')
-    .some((line) => line === `\t${fsType}`)
-}
-
-/** Makes the filesystem in the image; one that is made of files has `hello` in it. */
+/** Makes the filesystem in the image; one that is made of files has `hello` in it. Skips the test without its tool. */
 export function makeFilesystem(name: Made, image: string): void {
   const maker: Maker = MAKERS[name]
+  needs(maker.program)
   const source = `${image}.source`
   mkdirSync(source)
   writeFileSync(join(source, 'hello'), 'hello\n')

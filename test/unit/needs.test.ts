@@ -41,10 +41,13 @@ describe('what the kernel lacks', () => {
     expect(reasonOf(context, () => skipForKernel('user namespaces'))).toBe(LACKS['user namespaces'].reason)
   })
 
-  test.for(['btrfs', 'erofs', 'fuse', 'squashfs', 'vfat', 'xfs'] as const)('%s: as /proc/filesystems says', (name) => {
-    const has = kernelHas(name)
-    const known = readFileSync('/proc/filesystems', 'utf8').split(/\s+/)
-    expect(has).toBe(known.includes(name))
-    if (has) expect(() => needsKernel(name)).not.toThrow()
-  })
+  test.for(['btrfs', 'erofs', 'exfat', 'f2fs', 'fuse', 'iso9660', 'ntfs3', 'squashfs', 'udf', 'vfat', 'xfs'] as const)(
+    '%s: as /proc/filesystems says',
+    (name) => {
+      const has = kernelHas(name)
+      const known = readFileSync('/proc/filesystems', 'utf8').split(/\s+/)
+      expect(has).toBe(known.includes(name))
+      if (has) expect(() => needsKernel(name)).not.toThrow()
+    },
+  )
 })

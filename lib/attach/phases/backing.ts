@@ -2,6 +2,7 @@
 
 import type { Phase } from '../../common/phases.ts'
 import { within } from '../../kernel/bounded.ts'
+import { WHOLE_FILE } from '../../kernel/extents.ts'
 import * as files from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { decodeStat, encodePath, newStat } from '../../kernel/uapi.ts'
@@ -34,7 +35,7 @@ export class BackingPhase implements Phase {
     sequence.call('statx', file, stat)
     const ready = sequence.call('fcntlSetFl', file, 0)
     // K16, 6.15 and later: LOOP_CONFIGURE flushes the file, and would do that under the lock of /dev/loop-control.
-    sequence.try('syncFileRange', file)
+    sequence.try('syncFileRange', file, ...WHOLE_FILE)
     work.file = file
     return () => {
       work.file = file.fd
@@ -50,7 +51,7 @@ export class BackingPhase implements Phase {
     work.backing = backing
     work.file = backing.fd
     work.settings.readOnly ||= !backing.writable
-    await within(work.deadline.bound, backing.path).syncFileRange(backing.fd)
+    await within(work.deadline.bound, backing.path).syncFileRange(backing.fd, ...WHOLE_FILE)
   }
 
   async undo(): Promise<void> {

@@ -3,6 +3,7 @@
 import type { Phase } from '../../common/phases.ts'
 import { findHolders } from '../../errors/holders.ts'
 import { readDiskSeq } from '../../handle/attachment.ts'
+import { LOCK_EX, LOCK_NB } from '../../handle/device-lock.ts'
 import { noteTaken } from '../../handle/free-devices.ts'
 import { binding } from '../../kernel/binding.ts'
 import { UNDOING, within } from '../../kernel/bounded.ts'
@@ -55,8 +56,12 @@ export class DevicePhase implements Phase {
     const device = sequence.call('openLoop', number, this.#flags)
     work.number = number
     work.device = device
+    const locked = work.wanted.lock ? sequence.call('openLoop', number, O_RDONLY) : undefined
+    if (locked) sequence.try('flock', locked, LOCK_EX | LOCK_NB)
+    work.locked = locked ?? -1
     return () => {
       work.device = device.fd
+      work.locked = locked?.fd ?? -1
       if (free.answer !== undefined) noteTaken(number)
     }
   }
@@ -71,6 +76,7 @@ export class DevicePhase implements Phase {
       return this.tryAnother(await this.#refusals.classify(failure, 'open device'))
     }
     work.device = fd
+    if (work.wanted.lock) await this.#lockEarly(number)
     await this.#refusals.assertInTime(number)
     const busy = await dropLeftovers(number)
     if (!busy) return undefined
@@ -78,6 +84,17 @@ export class DevicePhase implements Phase {
     const role = busy.call === 'open' ? 'open device' : 'BLKPG delete'
     if (work.wanted.number === undefined) return this.tryAnother({ failure: busy, role, reason: 'in-use' })
     return this.tryAnother(await this.#refusals.classify({ ...busy, holders: await findHolders(number, [fd]) }, role))
+  }
+
+  /**
+   * LOOP_CONFIGURE has udev look, and so has the close of a writable descriptor: the lock is taken before, on the
+   * descriptor that the handle keeps. Somebody who has it now is waited for later.
+   */
+  async #lockEarly(number: number): Promise<void> {
+    const fd = await this.#free.open(number, O_RDONLY)
+    if (fd < 0) return
+    this.#work.locked = fd
+    binding().flockSync(fd, LOCK_EX | LOCK_NB)
   }
 
   /** Lets go of the device and of the lock, and waits a moment. */
@@ -89,9 +106,10 @@ export class DevicePhase implements Phase {
   }
 
   async #close(): Promise<void> {
-    const fd = known(this.#work.device)
+    const { device, locked } = this.#work
     this.#work.device = -1
-    if (fd >= 0) await close(fd)
+    this.#work.locked = -1
+    for (const fd of [known(locked), known(device)]) if (fd >= 0) await close(fd)
   }
 
   async undo(): Promise<void> {

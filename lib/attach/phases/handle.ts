@@ -32,12 +32,14 @@ export class HandlePhase implements Phase {
 
   plan(sequence: Sequence): (() => void) | undefined {
     const work = this.#work
-    const kept = sequence.call('openLoop', work.number, O_RDONLY)
+    const isOpen = typeof work.locked !== 'number' || work.locked >= 0
+    const kept = isOpen ? undefined : sequence.call('openLoop', work.number, O_RDONLY)
     const closed = sequence.call('close', work.device)
     return () => {
-      this.#kept = kept.fd
       if (closed.answer !== undefined) work.device = -1
-      if (kept.succeeded) this.#make()
+      if (kept !== undefined) this.#kept = kept.fd
+      else if (closed.answer !== undefined) this.#takeLocked()
+      if (this.#kept >= 0) this.#make()
     }
   }
 
@@ -46,7 +48,8 @@ export class HandlePhase implements Phase {
     const number = known(work.number)
     if (work.handle === undefined) {
       // Another process that made the node may have failed meanwhile, and removed it again.
-      this.#kept = await this.#free.open(number, O_RDONLY)
+      this.#takeLocked()
+      if (this.#kept < 0) this.#kept = await this.#free.open(number, O_RDONLY)
       if (this.#kept < 0) {
         throw explain({ call: 'open', errno: this.#kept, path: devicePath(number), number }, 'open device')
       }
@@ -56,6 +59,11 @@ export class HandlePhase implements Phase {
     work.device = -1
     if (fd >= 0) await close(fd)
     await this.#free.removeSurplus(number)
+  }
+
+  #takeLocked(): void {
+    this.#kept = known(this.#work.locked)
+    this.#work.locked = -1
   }
 
   #make(): void {

@@ -1,0 +1,87 @@
+/** One user of a device, and how to say who it is and what to do about it. */
+
+/** One user of a device. `device` is the one it holds: `/dev/loop7` or `/dev/loop7p1`. */
+export type Holder = { device: string } & (
+  | {
+      kind: 'mount'
+      mountPoint: string
+      fsType: string
+      /**
+       * It is mounted in another mount namespace, that of this process: of a container the first one. `mountPoint` is a
+       * path there.
+       */
+      pid?: number
+      command?: string
+    }
+  | { kind: 'swap' }
+  | { kind: 'device-mapper' | 'md' | 'block'; name: string; path: string }
+  | { kind: 'loop'; number: number; path: string }
+  | {
+      /** A process that has it open; other handles of this process too. */
+      kind: 'process'
+      pid: number
+      command: string
+      /** It has a file open, runs or is on a filesystem of the device that was unmounted lazily (`umount -l`). */
+      unmounted?: true
+    }
+  /** Busy, and nothing visible: another mount or pid namespace. */
+  | { kind: 'unknown' }
+)
+
+/** One line for a message: `mounted at /mnt (ext4), open in process 17 (cat)`. */
+export function describeHolders(holders: readonly Holder[]): string {
+  return holders.map(describeHolder).join(', ')
+}
+
+/** What to do about the first of them: `unmount /mnt first`. */
+export function adviseHolders([holder]: readonly Holder[]): string {
+  switch (holder?.kind) {
+    case 'mount':
+      if (holder.pid === undefined) return `unmount ${holder.mountPoint} first: it is still mounted there`
+      return `unmount it first in the mount namespace of process ${holder.pid}: nsenter -t ${holder.pid} -m umount ${quote(holder.mountPoint)}`
+    case 'swap':
+      return `swapoff ${holder.device} first`
+    case 'loop':
+      return `detach ${holder.path} first`
+    case 'process':
+      return holder.unmounted
+        ? `end process ${holder.pid} (${holder.command}) first, or wait for it to leave the filesystem`
+        : `wait for process ${holder.pid} (${holder.command}) to close it, or end it`
+    case 'device-mapper':
+      return `dmsetup remove ${holder.name} first`
+    case 'md':
+      return `mdadm --stop ${holder.path} first`
+    case 'block':
+      return `take ${holder.path} down first`
+    default:
+      return 'look for it in other containers: another mount or process namespace holds it'
+  }
+}
+
+/** As one word of a shell. */
+function quote(path: string): string {
+  return /^[\w./@:+-]+$/.test(path) ? path : `'${path.replaceAll("'", String.raw`'\''`)}'`
+}
+
+function describeHolder(holder: Holder): string {
+  switch (holder.kind) {
+    case 'mount': {
+      const where = `${holder.device} is mounted at ${holder.mountPoint} (${holder.fsType})`
+      return holder.pid === undefined
+        ? where
+        : `${where} in the mount namespace of process ${holder.pid} (${holder.command})`
+    }
+    case 'swap':
+      return `${holder.device} is used for swap`
+    case 'loop':
+      return `${holder.path} is attached to ${holder.device}`
+    case 'process':
+      return holder.unmounted
+        ? `process ${holder.pid} (${holder.command}) is still in a filesystem of ${holder.device} that was unmounted lazily`
+        : `process ${holder.pid} (${holder.command}) has ${holder.device} open`
+    case 'unknown':
+      return `${holder.device} is in use, by what cannot be seen from here`
+    default:
+      return `${holder.path} is built on ${holder.device}`
+  }
+}
