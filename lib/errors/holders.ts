@@ -6,16 +6,14 @@
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { minorOfDevice } from '../kernel/features.ts'
-import { O_RDONLY, readDirectory, readFile } from '../kernel/files.ts'
+import { readDirectory, readFile } from '../kernel/files.ts'
 import { isBlockDevice, statCached } from '../kernel/folder.ts'
 import { type Mount, readMounts, unescapeOctal } from '../kernel/mountinfo.ts'
 import { lookForNodes, type PathOf } from '../kernel/nodes-at.ts'
 import { type ProcessUse, readProcessUses } from '../kernel/processes.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { readBackingFiles } from '../kernel/sysfs-batch.ts'
-import { Sequence } from '../kernel/sequence.ts'
-import { decodeInfo, formatDevice, newInfo } from '../kernel/uapi.ts'
 import type { Holder } from './holder.ts'
+import { findStacked } from './stacked-loops.ts'
 
 export { adviseHolders, describeHolders, type Holder } from './holder.ts'
 
@@ -155,51 +153,14 @@ export async function findStackedLoops(number: number, bound?: Bound): Promise<H
   return stackedLoops(number, devicesOf(number), bound)
 }
 
-/**
- * holders/ in sysfs does not show them, and O_EXCL does not see them: only the numbers of their own backing file tell.
- * LOOP_GET_STATUS64 has them; of a device that cannot be asked the node at the path tells.
- */
 async function stackedLoops(number: number, devices: Devices, bound: Bound | undefined): Promise<Holder[]> {
-  const numbers = await sysfs.readNumbers()
-  if (typeof numbers === 'number') return []
-  const files = await readBackingFiles(
-    numbers.filter((upper) => upper !== number),
-    bound,
-  )
-  const paths: PathOf[] = []
-  for (const [upper, file] of files) {
-    if (typeof file === 'string') paths.push([upper, file])
-  }
-  const { nodes, undecided } = await lookForNodes(paths)
-  const asked = await readBackingNumbers(undecided)
-  return undecided.flatMap((upper) => {
-    const rdevice = asked.get(upper) ?? nodes.get(upper)
-    const device = rdevice === undefined ? undefined : devices.get(formatDevice(rdevice))
-    return device === undefined ? [] : [{ device, kind: 'loop', number: upper, path: devicePath(upper) }]
-  })
-}
-
-/** Milliseconds: a device can have a file on a server that does not answer. */
-const LOOK_MS = 1_000
-
-/** The numbers of the block devices that these are backed by, 0 for a file; devices that do not answer are left out. */
-async function readBackingNumbers(numbers: readonly number[]): Promise<Map<number, bigint>> {
-  const sequence = new Sequence()
-  const asked = numbers.map((number) => {
-    sequence.part()
-    const info = newInfo()
-    const fd = sequence.call('openLoop', number, O_RDONLY)
-    const step = sequence.try('loopGetStatus64', fd, info)
-    sequence.call('close', fd)
-    return { number, info, step }
-  })
-  try {
-    await sequence.run({ left: LOOK_MS })
-  } catch (error) {
-    if (!(error instanceof GivenUp)) throw error
-  }
-  const answered = asked.filter(({ step }) => step.succeeded)
-  return new Map(answered.map(({ number, info }) => [number, decodeInfo(info).rdevice]))
+  const stacked = await findStacked(devices, number, bound)
+  return stacked.map((upper) => ({
+    device: devices.get(upper.device) ?? upper.device,
+    kind: 'loop',
+    number: upper.number,
+    path: devicePath(upper.number),
+  }))
 }
 
 /** By its numbers; by its name where this /dev, or this mount namespace, has no such node. */

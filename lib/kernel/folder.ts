@@ -13,9 +13,9 @@ const { O_DIRECTORY, O_NOFOLLOW } = process.getBuiltinModule('node:fs').constant
 /** Not in node:fs; __O_TMPFILE is the same on all of Linux's architectures. */
 const O_TMPFILE = 0o20000000 | O_DIRECTORY
 
-const AT_FDCWD = -100
+export const AT_FDCWD = -100
 const AT_SYMLINK_NOFOLLOW = 0x100
-const AT_STATX_DONT_SYNC = 0x4000
+export const AT_STATX_DONT_SYNC = 0x4000
 
 const RENAME_NOREPLACE = 1
 const RENAME_EXCHANGE = 2

@@ -1,8 +1,9 @@
 /** What is at the paths that sysfs shows of backing files, as far as this process sees them. */
 
 import { inBatches } from './batches.ts'
-import { GivenUp } from './bounded.ts'
+import { type Bound, GivenUp } from './bounded.ts'
 import { FileStat } from './files.ts'
+import { AT_FDCWD, AT_STATX_DONT_SYNC } from './folder.ts'
 import { Sequence } from './sequence.ts'
 import { decodeStat, encodePath, newStat } from './uapi.ts'
 
@@ -22,9 +23,13 @@ export interface NodesAt {
   undecided: number[]
 }
 
-/** statx(2) of the paths, which are those of this process's mount namespace and may be others than the kernel means. */
-export async function lookForNodes(paths: readonly PathOf[]): Promise<NodesAt> {
-  const looks = (await inBatches(paths, look)).flat()
+/**
+ * statx(2) of the paths, which are those of this process's mount namespace and may be others than the kernel means.
+ *
+ * @throws GivenUp where the signal is aborted
+ */
+export async function lookForNodes(paths: readonly PathOf[], bound?: Bound): Promise<NodesAt> {
+  const looks = (await inBatches(paths, (batch) => look(batch, bound))).flat()
   const nodes = new Map(looks.flatMap(({ number, node }) => (typeof node === 'bigint' ? [[number, node]] : [])))
   const undecided = looks.filter(({ path, node }) => node !== 'file' || path.startsWith('/dev/'))
   return { nodes, undecided: undecided.map(({ number }) => number) }
@@ -37,17 +42,23 @@ interface Looked {
   node: bigint | 'file' | undefined
 }
 
-async function look(paths: readonly PathOf[]): Promise<Looked[]> {
+async function look(paths: readonly PathOf[], bound: Bound | undefined): Promise<Looked[]> {
   const sequence = new Sequence()
   const looks = paths.map(([number, path]) => {
     const bytes = newStat()
-    return { number, path, bytes, step: sequence.try('statxPath', encodePath(path), bytes) }
+    return {
+      number,
+      path,
+      bytes,
+      step: sequence.try('statxMount', AT_FDCWD, encodePath(path), AT_STATX_DONT_SYNC, bytes),
+    }
   })
   try {
-    await sequence.run({ left: LOOK_MS })
+    await sequence.run({ left: Math.min(LOOK_MS, bound?.left ?? LOOK_MS), signal: bound?.signal })
   } catch (error) {
     // A server that does not answer has a file, and no node.
-    if (error instanceof GivenUp) return paths.map(([number, path]) => ({ number, path, node: 'file' }))
+    if (error instanceof GivenUp && !error.isAborted)
+      return paths.map(([number, path]) => ({ number, path, node: 'file' }))
     throw error
   }
   return looks.map(({ number, path, bytes, step }) => {

@@ -121,10 +121,12 @@ export class Machine {
     return file !== undefined && !file.startsWith(`${this.#folder}/`)
   }
 
-  /** Whether another program has attached to a device that the model has as free: what follows proves nothing. */
+  /** Whether another program has taken or removed a device that the model has as free: what follows proves nothing. */
   isDisturbed(model: Model): boolean {
-    const free = [...this.#numbers, ...model.handles.map(({ number }) => number)]
-    return free.some((number) => !model.attachments.has(number) && this.#isStrangers(number))
+    const numbers = [...this.#numbers, ...model.handles.map(({ number }) => number)]
+    return numbers
+      .filter((number) => !model.attachments.has(number))
+      .some((number) => this.#isStrangers(number) || (model.devices.has(number) && !exists(number)))
   }
 
   get steps(): number {
