@@ -1,5 +1,6 @@
 /** How long a workflow may still wait, and whether its caller has given up on it. */
 
+import { onAbort } from '../kernel/abort.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { checkOptions, checkSignal, checkTimeout } from './arguments.ts'
 
@@ -158,33 +159,6 @@ export const CHANGING = 10_000
 
 /** setTimeout takes no more, some 24 days; what is longer has no end. */
 const MOST_MS = 2 ** 31 - 1
-
-/** Who listens to each signal: one listener of ours each, since Node warns of many and removes them one by one. */
-const listeners = new WeakMap<AbortSignal, Set<(reason: unknown) => void>>()
-
-/** Calls back, once, when the signal is aborted. Returns how to be forgotten. */
-export function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
-  if (signal === undefined) return () => {}
-  const known = listeners.get(signal) ?? new Set()
-  if (known.size === 0) {
-    listeners.set(signal, known)
-    signal.addEventListener('abort', tellListeners, { once: true })
-  }
-  known.add(callback)
-  return () => {
-    if (known.delete(callback) && known.size === 0) {
-      listeners.delete(signal)
-      signal.removeEventListener('abort', tellListeners)
-    }
-  }
-}
-
-function tellListeners(event: Event): void {
-  const signal = event.target as AbortSignal
-  const known = listeners.get(signal)
-  listeners.delete(signal)
-  for (const callback of known ?? []) callback(signal.reason)
-}
 
 /** The n-th wait (from 1) for something that passes by itself: short at first, at most 50 ms, and never in step. */
 export function backoff(attempt: number): number {

@@ -5,6 +5,7 @@ import type { Failure } from '../errors/causes.ts'
 import { Deadline } from '../common/deadline.ts'
 import { Warnings } from '../common/warnings.ts'
 import { explainGivenUp } from '../errors/given-up.ts'
+import { forgotten, type Remains } from './forgotten.ts'
 import { Queue } from './queue.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
@@ -37,22 +38,6 @@ const CLOSE_MS = 10_000
 /** Held until detach, close, release or exit, as a listening socket is: no device goes by garbage collection. */
 const owned = new Set<Handle>()
 
-/** What is left of a handle that nobody has any more. */
-interface Remains {
-  fd: number
-  readonly path: string
-}
-
-/** Only opened handles get here: those that own a device are kept. */
-const forgotten = new FinalizationRegistry<Remains>((remains) => {
-  if (remains.fd < 0) return
-  process.emitWarning(`a handle of ${remains.path} was garbage collected without close()`, {
-    type: 'LoopctlWarning',
-    code: 'LOOPCTL_HANDLE_NOT_CLOSED',
-    detail: 'use `await using`, or close it: until then its descriptor keeps the device busy',
-  })
-  void close(remains.fd)
-})
 /**
  * Takes over `fd`, which is open read-only: with a writable one every mount would fail EBUSY where
  * CONFIG_BLK_DEV_WRITE_MOUNTED is off.

@@ -17,6 +17,7 @@
  * wait, each for as long as its own bound allows.
  */
 
+import { onAbort } from './abort.ts'
 import { type Binding, binding, type CallName, type Calls } from './binding.ts'
 
 /** The number of a device, or the path of a file. */
@@ -282,7 +283,7 @@ interface Watcher {
   end: number
   onEnd: () => void
   keepsAlive: boolean
-  listeners: Set<() => void> | undefined
+  unlisten: () => void
 }
 
 /**
@@ -290,19 +291,16 @@ interface Watcher {
  * all, and is not touched by a call that comes back in time; one listener serves all who wait for a signal.
  */
 function watch(end: number, signal: AbortSignal | undefined, onEnd: () => void, keepsAlive = false) {
-  const watcher: Watcher = { end, onEnd: ended, keepsAlive, listeners: undefined }
+  const watcher: Watcher = { end, onEnd: ended, keepsAlive, unlisten: () => {} }
   function forget(): void {
     if (watchers.delete(watcher) && keepsAlive && --alive === 0) timer?.unref()
-    watcher.listeners?.delete(ended)
+    watcher.unlisten()
   }
   function ended(): void {
     forget()
     onEnd()
   }
-  if (signal !== undefined) {
-    watcher.listeners = listenersOf(signal)
-    watcher.listeners.add(ended)
-  }
+  watcher.unlisten = onAbort(signal, ended)
   if (end < Infinity || keepsAlive) {
     watchers.add(watcher)
     if (keepsAlive && alive++ === 0) timer?.ref()
@@ -335,21 +333,4 @@ function endAll(): void {
     else next = Math.min(next, end)
   }
   if (watchers.size > 0 && timer === undefined) arm(next)
-}
-
-const signals = new WeakMap<AbortSignal, Set<() => void>>()
-
-function listenersOf(signal: AbortSignal): Set<() => void> {
-  const listeners = signals.get(signal)
-  if (listeners !== undefined) return listeners
-  const made = new Set<() => void>()
-  signals.set(signal, made)
-  signal.addEventListener(
-    'abort',
-    () => {
-      for (const ended of made) ended()
-    },
-    { once: true },
-  )
-  return made
 }
