@@ -58,9 +58,10 @@ export function isFileUnshared(backing: BackingIdentity): boolean {
  */
 export async function scanAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
   const { found, silent } = await askForAttachments(backing, bound)
-  for (const { number, why } of silent) {
+  for (const { number, why, errno } of silent) {
     // The filesystem of this file has just answered: a device whose filesystem does not is of another file.
-    if (why !== 'timeout' && (await couldHave(number, backing, bound))) throw notAsked(number, why, backing)
+    if ((why !== 'timeout' || errno !== undefined) && (await couldHave(number, backing, bound)))
+      throw notAsked(number, why, backing)
   }
   return found
 }

@@ -25,9 +25,16 @@ export interface Answers {
 /** Why an attached device could not be asked. */
 export type Silence = 'permission' | 'timeout' | 'no-node'
 
+export interface Silent {
+  number: number
+  why: Silence
+  /** What LOOP_GET_STATUS64 answered, where it did. */
+  errno?: number
+}
+
 export interface Asked {
   answers: Answers[]
-  silent: { number: number; why: Silence }[]
+  silent: Silent[]
 }
 
 /** Errors that only concern this one device, which is going or is not a loop device: the others are asked all the same. */
@@ -128,7 +135,7 @@ async function ask(numbers: readonly number[], bound: Bound, gate?: number, open
     } else if (status.answer === 0) {
       const known = diskSeq.succeeded ? diskSeq.answer : undefined
       found.answers.push({ number, info: decodeInfo(bytes), diskSeq: known, blockSize: blockSize.answer ?? 0 })
-    } else if (status.answer !== -ENXIO) found.silent.push({ number, why: 'timeout' })
+    } else if (status.answer !== -ENXIO) found.silent.push({ number, why: 'timeout', errno: status.answer ?? -ENXIO })
   }
   return found
 }

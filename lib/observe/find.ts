@@ -16,7 +16,7 @@ import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/dead
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { explained } from '../errors/given-up.ts'
-import { type Answers, askDevices, type Silence } from '../handle/ask.ts'
+import { type Answers, askDevices, type Silent } from '../handle/ask.ts'
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
@@ -120,7 +120,8 @@ async function findWanted({ is, couldBe }: Wanted, unconfirmed: boolean, deadlin
   const candidates = []
   for (const candidate of silent) {
     // Where the filesystem of a device does not answer, that of the file that is looked for has.
-    if (candidate.why !== 'timeout' && (await couldBe(candidate.number))) candidates.push(candidate)
+    const { why, errno } = candidate
+    if ((why !== 'timeout' || errno !== undefined) && (await couldBe(candidate.number))) candidates.push(candidate)
   }
   const confirmed = await describe(wanted)
   if (unconfirmed) {
@@ -137,8 +138,9 @@ async function findWanted({ is, couldBe }: Wanted, unconfirmed: boolean, deadlin
   return confirmed
 }
 
-function cannotTell({ number, why }: { number: number; why: Silence }): Error {
+function cannotTell({ number, why, errno: answer }: Silent): Error {
   const path = devicePath(number)
+  if (answer !== undefined) return explain({ call: 'LOOP_GET_STATUS64', errno: answer, path, number })
   const hint = 'with unconfirmed: true it is in the answer, and says why it is not certain'
   if (why === 'timeout') {
     return refusal('timeout', 'ioctl', 'it could be what is looked for, and does not answer', { path, hint })

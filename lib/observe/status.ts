@@ -75,9 +75,9 @@ async function readAll(handle: Handle): Promise<Read> {
     const sequence = new Sequence()
     const before = sequence.try('blkGetDiskSeq', descriptor)
     const status = sequence.call('loopGetStatus64', descriptor, bytes)
-    sequence.call('blkGetSize64', descriptor, size)
-    const blockSize = sequence.call('blkSszGet', descriptor)
-    const readOnly = sequence.call('blkRoGet', descriptor)
+    const sized = sequence.try('blkGetSize64', descriptor, size)
+    const blockSize = sequence.try('blkSszGet', descriptor)
+    const readOnly = sequence.try('blkRoGet', descriptor)
     const length = sequence.try('sysfsBackingFile', number, path)
     const after = sequence.try('blkGetDiskSeq', descriptor)
     const silence = await runUntilHalfTime(sequence, handle)
@@ -89,6 +89,10 @@ async function readAll(handle: Handle): Promise<Read> {
     const { info: loop } = handle.takeOver(bytes, answer)
     const text = sysfs.decodeBackingFile(path, length.answer)
     if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
+    if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) {
+      const { lower: _, ...info } = await requireInfo(number)
+      return { loop, ...info }
+    }
     const has = (flag: number): boolean => (loop.flags & flag) !== 0
     const { diskSeq } = handle.ref
     return {
