@@ -7,6 +7,7 @@ import { assertSupported } from '../errors/errors.ts'
 import { explainGivenUp } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { pageSize } from '../kernel/features.ts'
+import { pathOfDescriptor } from '../kernel/process.ts'
 import { Attaching } from './attaching.ts'
 import { FreeDevice } from './device.ts'
 import { type AttachOptions, checkWanted, OPTION_NAMES } from './options.ts'
@@ -40,7 +41,7 @@ export async function attachFile(file: BackingFile, options?: AttachOptions, avo
   try {
     await runPhases([turn, ...phasesOf(work, turn, avoid)], deadline, asked)
   } catch (error) {
-    throw explainGivenUp(error, asked)
+    throw explainGivenUp(error, asked ?? ('fd' in argument ? pathOfDescriptor(argument.fd) : undefined))
   } finally {
     turn.end()
   }

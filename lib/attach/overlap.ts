@@ -2,7 +2,7 @@
 
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { type Answers, type Asked, askDevices, type Silence } from '../handle/ask.ts'
+import { type Answers, type Asked, askDevices, isOn, type Silence } from '../handle/ask.ts'
 import { binding } from '../kernel/binding.ts'
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
@@ -42,7 +42,7 @@ export interface Found extends Claim {
  *
  * @throws `overlap` where a device that could be one of them cannot be asked
  */
-export async function findAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
+export async function findAttachments(backing: BackingIdentity, bound: Bound): Promise<Found[]> {
   return isFileUnshared(backing) ? [] : scanAttachments(backing, bound)
 }
 
@@ -56,12 +56,13 @@ export function isFileUnshared(backing: BackingIdentity): boolean {
  *
  * @throws `overlap` where a device that could have the file cannot be asked
  */
-export async function scanAttachments(backing: BackingIdentity, bound?: Bound): Promise<Found[]> {
+export async function scanAttachments(backing: BackingIdentity, bound: Bound): Promise<Found[]> {
   const { found, silent } = await askForAttachments(backing, bound)
-  for (const { number, why, errno } of silent) {
-    // The filesystem of this file has just answered: a device whose filesystem does not is of another file.
-    if ((why !== 'timeout' || errno !== undefined) && (await couldHave(number, backing, bound)))
-      throw notAsked(number, why, backing)
+  for (const { number, why } of silent) {
+    // The filesystem of this file has just answered: a device whose filesystem does not is of another file. But one that
+    // is slow has been given all the time there is.
+    if (why === 'timeout' && (await isOn(backing.device, number, bound))) throw unanswered(number, backing)
+    if (why !== 'timeout' && (await couldHave(number, backing, bound))) throw notAsked(number, why, backing)
   }
   return found
 }
@@ -69,13 +70,14 @@ export async function scanAttachments(backing: BackingIdentity, bound?: Bound): 
 /** The same, as far as the devices can be asked. */
 export async function askForAttachments(
   backing: BackingIdentity,
-  bound?: Bound,
+  bound: Bound,
 ): Promise<{ found: Found[]; silent: Asked['silent'] }> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
   const { answers, silent } = await askDevices(
     numbers.filter((number) => sysfs.isBound(number)),
     bound,
+    (number) => isOn(backing.device, number, bound),
   )
   const own = placeOf(backing)
   return { found: answers.flatMap((answer) => toFound(answer, backing, own)), silent }
@@ -130,6 +132,14 @@ async function couldHave(
     if (error instanceof GivenUp && !error.isAborted) return false
     throw error
   }
+}
+
+function unanswered(number: number, { path }: BackingIdentity): LoopError {
+  return refusal('timeout', 'ioctl', 'does not answer whether it has the same file', {
+    path: devicePath(number),
+    backingFile: path,
+    hint: "raise the timeout, or allow it with overlap: 'allow'",
+  })
 }
 
 function notAsked(number: number, why: Silence, { path }: BackingIdentity): LoopError {

@@ -6,8 +6,9 @@ import { describeAlignment } from '../errors/evidence.ts'
 import type { Warning } from '../common/warnings.ts'
 import type { Handle } from '../handle/handle.ts'
 import { binding } from '../kernel/binding.ts'
+import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
-import { readDirectory, readDirectorySync, readFile, readFileSync, statSync } from '../kernel/files.ts'
+import { readDirectory, readDirectorySync, readFile, readFileSync, stat } from '../kernel/files.ts'
 import { readMounts } from '../kernel/mountinfo.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { formatDevice, LO_FLAGS_DIRECT_IO } from '../kernel/uapi.ts'
@@ -101,8 +102,8 @@ export async function warnOfMounts(handle: Handle, { rdevice }: Backing): Promis
   }
 }
 
-export async function warnOfWriters(handle: Handle, backing: Backing): Promise<void> {
-  const { found } = await askForAttachments(backing)
+export async function warnOfWriters(handle: Handle, backing: Backing, bound: Bound): Promise<void> {
+  const { found } = await askForAttachments(backing, bound)
   const loops = found.filter(({ number, readOnly }) => number !== handle.number && !readOnly)
   const writers = loops.map(({ number }) => `${devicePath(number)} is attached to it`)
   for await (const { pid, command } of findWriters(backing)) writers.push(`process ${pid} (${command}) has it open`)
@@ -117,6 +118,9 @@ export async function warnOfWriters(handle: Handle, backing: Backing): Promise<v
 
 const O_ACCMODE = 3
 
+/** For the look at a file of another process, whose filesystem may be a silent one all the same. */
+const LOOK: Bound = { left: 250 }
+
 /** The processes that have the file open for writing, as far as this one may see. */
 async function* findWriters({ fd, device, inode }: Backing): AsyncGenerator<{ pid: number; command: string }> {
   const entries = await readDirectory('/proc')
@@ -125,10 +129,11 @@ async function* findWriters({ fd, device, inode }: Backing): AsyncGenerator<{ pi
   for (const pid of entries.filter((entry) => /^\d+$/.test(entry)).map(Number)) {
     const descriptors = readDirectorySync(`/proc/${pid}/fdinfo`)
     if (typeof descriptors === 'number') continue
-    const isWriter = descriptors.some((other) => {
-      if (pid === process.pid && Number(other) === fd) return false
-      return isOpenForWriting(pid, other, device, inode)
-    })
+    let isWriter = false
+    for (const other of descriptors) {
+      const isOwn = pid === process.pid && Number(other) === fd
+      isWriter ||= !isOwn && (await isOpenForWriting(pid, other, device, inode))
+    }
     if (isWriter) {
       const command = await readFile(`/proc/${pid}/comm`)
       yield { pid, command: typeof command === 'number' ? '?' : command.toString().trimEnd() }
@@ -141,14 +146,19 @@ async function* findWriters({ fd, device, inode }: Backing): AsyncGenerator<{ pi
   }
 }
 
-/** fdinfo has the inode since 5.14; only where it is the wanted one the file is asked, whose filesystem has just answered. */
-function isOpenForWriting(pid: number, descriptor: string, device: bigint, inode: bigint): boolean {
+/** fdinfo has the inode since 5.14; only where it is the wanted one the file is asked, of whichever filesystem it is. */
+async function isOpenForWriting(pid: number, descriptor: string, device: bigint, inode: bigint): Promise<boolean> {
   const info = readFileSync(`/proc/${pid}/fdinfo/${descriptor}`)
   if (typeof info === 'number') return false
   const flags = /^flags:\s*([0-7]+)$/m.exec(info.toString())?.[1]
   if (flags === undefined || (Number.parseInt(flags, 8) & O_ACCMODE) === 0) return false
   const said = /^ino:\s*(\d+)$/m.exec(info.toString())?.[1]
   if (said !== undefined && BigInt(said) !== inode) return false
-  const stat = statSync(`/proc/${pid}/fd/${descriptor}`)
-  return typeof stat !== 'number' && stat.dev === device && stat.ino === inode
+  try {
+    const found = await stat(`/proc/${pid}/fd/${descriptor}`, LOOK)
+    return typeof found !== 'number' && found.dev === device && found.ino === inode
+  } catch (error) {
+    if (error instanceof GivenUp) return false
+    throw error
+  }
 }

@@ -1,9 +1,16 @@
 /** Which bytes of the backing file a device shows: given as they are, or as those of a partition. */
 
-import { type BackingFile, checkBackingFile, checkBlockSize, checkOptions } from '../common/arguments.ts'
-import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
+import {
+  type BackingFile,
+  checkBackingFile,
+  checkBlockSize,
+  checkOptions,
+  type FileArgument,
+} from '../common/arguments.ts'
+import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
+import { explained } from '../errors/given-up.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { readBlockSizeSync } from '../kernel/sysfs.ts'
 import { formatDevice, visibleSize } from '../kernel/uapi.ts'
@@ -35,6 +42,15 @@ export async function readPartitionTable(file: BackingFile, options?: TableOptio
   const deadline = checkDeadline(given, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
+  const path = 'path' in argument ? argument.path.toString() : undefined
+  return explained(() => readTableOf(argument, blockSize, deadline), path)
+}
+
+async function readTableOf(
+  argument: FileArgument,
+  blockSize: number | undefined,
+  deadline: Deadline,
+): Promise<PartitionTable> {
   const backing = await openBacking(argument, true, deadline)
   try {
     const found = await findTableOfFile(backing, blockSize, deadline.bound)

@@ -100,7 +100,7 @@ async function growFile(handle: Handle, { info }: Info, wanted: bigint, deadline
 
 /** Without a limit the device takes all bytes to the end of the file already. */
 async function assertNoOverlap(
-  { number, path: device }: Handle,
+  { number, path: device, deadline }: Handle,
   { info }: Pick<Info, 'info'>,
   wanted: bigint,
   { fd, path }: { fd: number; path: string },
@@ -110,7 +110,7 @@ async function assertNoOverlap(
   const claim = { offset: info.offset, sizeLimit: wanted, readOnly: false }
   const before = { ...claim, sizeLimit: info.sizeLimit }
   // What overlaps already was allowed.
-  const found = (await scanAttachments(identity)).filter(
+  const found = (await scanAttachments(identity, deadline.bound)).filter(
     (other) => other.number !== number && !conflicts(other, before),
   )
   const other = found.find((one) => conflicts(one, claim))

@@ -19,7 +19,9 @@ export async function refuseOverlap(
   { offset, sizeLimit }: LoopInfo64,
 ): Promise<void> {
   const claim = { offset, sizeLimit, readOnly: true }
-  const others = (await findAttachments(backing, handle.bound)).filter(({ number }) => number !== handle.number)
+  const others = (await findAttachments(backing, handle.deadline.bound)).filter(
+    ({ number }) => number !== handle.number,
+  )
   const other = others.find((candidate) => conflicts(candidate, claim))
   if (other) throw overlapError(CHANGE, handle.path, backing, other)
 }

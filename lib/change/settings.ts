@@ -85,11 +85,13 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
       ...(sizeLimit !== undefined && { sizeLimit }),
       ...(fileName !== undefined && { fileName }),
     })
-    const answer = await handle.changeIdentity({ ...info, offset: offset ?? info.offset }, () =>
-      retryDirty(handle, async () => {
-        handle.assertOpen()
-        return handle.write('loopSetStatus64', bytes)
-      }),
+    const answer = await handle.changeIdentity(
+      { ...info, offset: offset ?? info.offset, fileName: fileName ?? info.fileName },
+      () =>
+        retryDirty(handle, async () => {
+          handle.assertOpen()
+          return handle.write('loopSetStatus64', bytes)
+        }),
     )
     if (answer < 0) throw handle.explain('LOOP_SET_STATUS64', answer)
     await handle.renewDetach()
@@ -112,7 +114,7 @@ async function refuseOverlap(
   const backing = { path, fd: -1, device, inode, rdevice, opened: false }
   const readOnly = (flags & LO_FLAGS_READ_ONLY) !== 0
   const before = { offset: info.offset, sizeLimit: info.sizeLimit, readOnly }
-  const other = (await scanAttachments(backing, handle.bound)).find(
+  const other = (await scanAttachments(backing, handle.deadline.bound)).find(
     (found) => found.number !== handle.number && conflicts(found, { ...window, readOnly }) && !conflicts(found, before),
   )
   if (other) throw overlapError('LOOP_SET_STATUS64', handle.path, backing, other)

@@ -38,6 +38,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
   attach: (program) =>
     withAttachOptions(command(program, 'attach', 'attach a file, and print the device'))
       .argument('<file>', FILE)
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.attachAction)),
   run: (program) =>
     withAttachOptions(
@@ -54,6 +55,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       )
       .option('--lock', 'lock the device against udev; a program that takes the lock itself would wait for ever')
       .option('--options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.runAction)),
   detach: (program) =>
     command(program, 'detach', 'detach, and tell whether it happened')
@@ -95,10 +97,12 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
     command(program, 'list', 'the attached devices')
       .argument('[file]', 'only those attached to this file')
       .option('--all', 'the free devices too')
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(listAction),
   status: (program) =>
     command(program, 'status', 'everything about one attached device')
       .argument('<device>', DEVICE, parseDevice)
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.statusAction)),
   change: (program) =>
     withChangeOptions(command(program, 'change', 'another backing file of the same content, for a read-only device'))
@@ -121,6 +125,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .addOption(
         new Option('--partition <last>', 'with a size: the last partition grows to the new end too').choices(['last']),
       )
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.resizeAction)),
   set: (program) =>
     command(program, 'set', 'change settings of an attached device')
@@ -132,22 +137,28 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       .option('--autoclear <on|off>', 'detach when the last user closes it', parseSwitch)
       .option('--partscan', 'let the kernel look for partitions')
       .option('--reference <tag>', 'a tag of at most 63 bytes')
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.setAction)),
   partitions: (program) =>
     command(program, 'partitions', 'the partitions of an attached device, or of a file')
       .argument('<device|file>', `${DEVICE}; or an image, which is not attached for it`, parseDeviceOrFile)
       .option('--rescan', 'look for them again first')
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.partitionsAction)),
   add: (program) =>
     command(program, 'add', 'make a device, and print it')
       .argument('[device]', `${DEVICE}; without it the next unused one`, parseDevice)
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.addAction)),
   remove: (program) =>
     command(program, 'remove', 'remove free devices')
       .argument('<devices...>', DEVICE, parseDevices)
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.removeAction)),
   free: (program) =>
-    command(program, 'free', 'print a free device; nothing is reserved').action(later((actions) => actions.freeAction)),
+    command(program, 'free', 'print a free device; nothing is reserved')
+      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .action(later((actions) => actions.freeAction)),
   watch: (program) =>
     command(program, 'watch', 'what happens to the devices, a line each, until Ctrl-C').action(
       later((actions) => actions.watchAction),
@@ -180,6 +191,7 @@ export const NOTES = [
 
 const PARTITION = 'that partition: its number, or its label'
 const FILE = 'an image, or any file or block device'
+const TIMEOUT = 'give up on the whole of it after that (default: each step has its own time)'
 const DEVICE = '7, loop7, /dev/loop7 or a link to it'
 
 function command(program: Command, name: string, description: string): Command {

@@ -2,24 +2,32 @@
 
 import { find, findOfDeleted } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
-import { fileArgument, print, printable, printJson, table, warn } from './terminal.ts'
+import type { Wait } from '../common/deadline.ts'
+import { boundOf, fileArgument, interruptible, print, printable, printJson, table, warn } from './terminal.ts'
 
-export async function listAction(file: string | undefined, { json, all }: { json?: true; all?: true }): Promise<void> {
-  const infos = file === undefined ? await list({ all }) : await findAttached(file, { unconfirmed: true })
-  if (json) return printJson(infos)
-  if (infos.length > 0) await print(listTable(infos))
+export async function listAction(
+  file: string | undefined,
+  { json, all, timeout }: { json?: true; all?: true; timeout?: number },
+): Promise<void> {
+  await interruptible(async (signal) => {
+    const left = boundOf(timeout, signal)
+    const infos = file === undefined ? await list({ all, ...left() }) : await findAttached(file, left, true)
+    if (json) return printJson(infos)
+    if (infos.length > 0) await print(listTable(infos))
+    return undefined
+  })
 }
 
 /**
  * The devices attached to the file. Those of a former file of the same name, which was deleted and made again, are not,
  * and are told of on stderr: who looks for them by the name would not find them.
  */
-export async function findAttached(file: string, options?: { unconfirmed: boolean }): Promise<LoopInfo[]> {
+export async function findAttached(file: string, left: () => Wait, unconfirmed = false): Promise<LoopInfo[]> {
   const given = fileArgument(file)
-  for (const { path, number } of await findOfDeleted(given)) {
+  for (const { path, number } of await findOfDeleted(given, left())) {
     warn(`${path} is attached to a deleted file of that name, ${file}: loopctl detach ${number}`)
   }
-  const found = await find(given, options)
+  const found = await find(given, { unconfirmed, ...left() })
   for (const { path, unconfirmed } of found) {
     if (unconfirmed !== undefined)
       warn(`${path} has a file of that path; whether it is that one is not known: ${WHY[unconfirmed]}`)

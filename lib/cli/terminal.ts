@@ -1,9 +1,10 @@
 /** What the command reads and writes: sizes, tables, JSON, errors, exit codes, signals. */
 
 import { CommanderError, InvalidArgumentError } from 'commander'
+import type { Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { LoopError } from '../errors/errors.ts'
-import { numberOfNode } from '../kernel/devnode.ts'
+import { numberOfNodeSync } from '../kernel/devnode.ts'
 import { readFileSync } from '../kernel/files.ts'
 
 export const EXIT_FAILED = 1
@@ -123,16 +124,14 @@ export function parseDevice(text: string): number {
   if (whole !== undefined) throw new InvalidArgumentError(`${text} is a partition: name its device, /dev/${whole}.`)
   if (!text.includes('/'))
     throw new InvalidArgumentError('A device is 7, loop7, /dev/loop7 or the path of a link to it.')
-  const found = numberOfNode(text)
+  const found = numberOfNodeSync(text)
   if (typeof found === 'number') return found
   throw new InvalidArgumentError(`A device is 7, loop7, /dev/loop7 or the path of a link to it; ${text} is ${found}.`)
 }
 
-/** A device, or else a file: a path is a device where it is the node of one. */
+/** A device, or a path: that of a file, or of a link to a device, which only its filesystem can tell. */
 export function parseDeviceOrFile(text: string): number | string {
-  if (/^(?:loop)?\d+$/.test(text) || /^\/dev\/loop\d+/.test(text)) return parseDevice(text)
-  const found = numberOfNode(text)
-  return typeof found === 'number' ? found : text
+  return /^(?:loop)?\d+$/.test(text) || /^\/dev\/loop\d+/.test(text) ? parseDevice(text) : text
 }
 
 /**
@@ -160,6 +159,20 @@ export function parseDevices(text: string, before: number[] = []): number[] {
 export function parseSwitch(text: string): boolean {
   if (text !== 'on' && text !== 'off') throw new InvalidArgumentError('It is on or off.')
   return text === 'on'
+}
+
+/** Options of most commands. */
+export interface Common {
+  json?: true
+  /** Milliseconds for the whole of it. */
+  timeout?: number
+}
+
+/** What ends each call of a command: what is left of its time, where it has been given one, and the signal. */
+export function boundOf(timeout: number | undefined, signal: AbortSignal): () => Wait {
+  if (timeout === undefined) return () => ({ signal })
+  const end = performance.now() + timeout
+  return () => ({ signal, timeout: timeout === 0 ? 0 : Math.max(1, Math.ceil(end - performance.now())) })
 }
 
 /** Runs with a signal that Ctrl-C, SIGTERM and SIGHUP abort; a second one ends the process at once. */

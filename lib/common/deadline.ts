@@ -72,6 +72,11 @@ export class Deadline {
     return this.#bound
   }
 
+  /** The same end for another function of the library. */
+  get wait(): Wait {
+    return { signal: this.#signal, timeout: this.isOneTry ? 0 : Math.min(MOST_MS, Math.max(1, Math.ceil(this.left))) }
+  }
+
   /** Whether the time is up; never for a timeout of 0, which means one try however long that takes. */
   get isOver(): boolean {
     return this.#timeout > 0 && this.left === 0

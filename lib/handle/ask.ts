@@ -4,13 +4,15 @@ import { constants } from 'node:os'
 import type { LoopErrorReason } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { inBatches } from '../kernel/batches.ts'
-import { type Bound, GivenUp } from '../kernel/bounded.ts'
+import { type Bound, GivenUp, listUnanswering } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { openHiddenFolder } from '../kernel/hidden-folder.ts'
 import { minorOfDevice } from '../kernel/features.ts'
-import { close, O_RDONLY } from '../kernel/files.ts'
+import { close, O_RDONLY, stat } from '../kernel/files.ts'
+import { mountOf, readMountsSync } from '../kernel/mountinfo.ts'
 import { Sequence, type Step } from '../kernel/sequence.ts'
-import { decodeInfo, encodePath, LOOP_MAJOR, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
+import { readBackingFileSync } from '../kernel/sysfs.ts'
+import { decodeInfo, encodePath, formatDevice, LOOP_MAJOR, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
 
@@ -25,10 +27,11 @@ export interface Answers {
 /** Why an attached device could not be asked. */
 export type Silence = 'permission' | 'timeout' | 'no-node'
 
+/** A device that has not told its file. */
 export interface Silent {
   number: number
   why: Silence
-  /** What LOOP_GET_STATUS64 answered, where it did. */
+  /** What LOOP_GET_STATUS64 answered, where it did: mostly its filesystem is gone. */
   errno?: number
 }
 
@@ -40,22 +43,55 @@ export interface Asked {
 /** Errors that only concern this one device, which is going or is not a loop device: the others are asked all the same. */
 const SKIPPED = new Set<LoopErrorReason>(['no-such-device', 'detaching', 'not-a-loop-device'])
 
-/** Milliseconds that many devices are given together, and then each by itself, side by side. */
-const TOGETHER = 250
-const APART = 1_000
+/**
+ * Milliseconds that many devices are given together, and then each by itself, side by side; and which part of the time
+ * that is left it may be.
+ */
+const TOGETHER = { ms: 250, part: 4 }
+const APART = { ms: 500, part: 2 }
 
 /**
  * Looks at devices without holding them. Those that are not attached are left out; those that cannot be asked are told.
- * Where one does not answer, the others do all the same.
+ * Where one does not answer, the others do all the same. One that owes an answer already is not asked again, which would
+ * cost a thread each time.
  *
+ * @param isAwaited whether a device that has not answered is given all the time that is left
  * @throws `resources`
  */
-export async function askDevices(numbers: readonly number[], bound?: Bound): Promise<Asked> {
-  const asked = join(await inBatches(numbers, (batch) => askBatch(batch, bound)))
-  const nodeless = asked.silent.filter(({ why }) => why === 'no-node').map(({ number }) => number)
-  if (nodeless.length === 0) return asked
-  const others = asked.silent.filter(({ why }) => why !== 'no-node')
-  return join([{ answers: asked.answers, silent: others }, await askByOwnNodes(nodeless, bound)])
+export async function askDevices(
+  numbers: readonly number[],
+  bound: Bound,
+  isAwaited: (number: number) => Promise<boolean> = async () => false,
+): Promise<Asked> {
+  const unanswering = new Set(listUnanswering())
+  const owing = numbers.filter((number) => unanswering.has(number))
+  const asked = await inBatches(
+    numbers.filter((number) => !unanswering.has(number)),
+    (batch) => askBatch(batch, bound),
+  )
+  const found = join([
+    await askNodeless(join(asked), bound),
+    { answers: [], silent: owing.map((number) => ({ number, why: 'timeout' })) },
+  ])
+  const awaited: Silent[] = []
+  for (const one of found.silent) if (isUnanswered(one) && (await isAwaited(one.number))) awaited.push(one)
+  if (awaited.length === 0) return found
+  const { answers, silent } = join(await Promise.all(awaited.map(({ number }) => askOne(number, bound))))
+  const others = found.silent.filter((one) => !awaited.includes(one))
+  return { answers: [...found.answers, ...answers], silent: [...others, ...silent] }
+}
+
+/** Whether it may still answer. */
+export function isUnanswered({ why, errno }: Silent): boolean {
+  return why === 'timeout' && errno === undefined
+}
+
+/** Those without a node here are asked once more, by another. */
+async function askNodeless({ answers, silent }: Asked, bound: Bound): Promise<Asked> {
+  const nodeless = silent.filter(({ why }) => why === 'no-node').map(({ number }) => number)
+  if (nodeless.length === 0) return { answers, silent }
+  const others = silent.filter(({ why }) => why !== 'no-node')
+  return join([{ answers, silent: others }, await askByOwnNodes(nodeless, bound)])
 }
 
 function join(asked: readonly Asked[]): Asked {
@@ -66,14 +102,14 @@ function join(asked: readonly Asked[]): Asked {
  * Devices that have no node in this /dev, by nodes in a tmpfs that is never put into the tree: nobody sees it, and it goes
  * when its descriptor is closed. Wants kernel 5.2, CAP_SYS_ADMIN and CAP_MKNOD; without them the devices stay silent.
  */
-async function askByOwnNodes(numbers: readonly number[], bound: Bound | undefined): Promise<Asked> {
-  const folder = await openHiddenFolder(within(bound, APART))
+async function askByOwnNodes(numbers: readonly number[], bound: Bound): Promise<Asked> {
+  const folder = await openHiddenFolder(partOf(bound, APART))
   if (folder < 0) return { answers: [], silent: numbers.map((number) => ({ number, why: 'no-node' as const })) }
   try {
     return join(
       await Promise.all(
         numbers.map((number) =>
-          askOne(number, bound, (sequence) => {
+          askOne(number, partOf(bound, APART), (sequence) => {
             const name = encodePath(`loop${number}`)
             sequence.call('mknodBlockAt', folder, name, LOOP_MAJOR, minorOfDevice(number))
             return sequence.call('openat', folder, name, O_RDONLY)
@@ -86,13 +122,13 @@ async function askByOwnNodes(numbers: readonly number[], bound: Bound | undefine
   }
 }
 
-async function askBatch(numbers: readonly number[], bound: Bound | undefined): Promise<Asked> {
+async function askBatch(numbers: readonly number[], bound: Bound): Promise<Asked> {
   try {
-    return await ask(numbers, within(bound, TOGETHER))
+    return await ask(numbers, partOf(bound, TOGETHER))
   } catch (error) {
     if (!(error instanceof GivenUp) || error.isAborted) throw error
   }
-  return join(await Promise.all(numbers.map((number) => askOne(number, bound))))
+  return join(await Promise.all(numbers.map((number) => askOne(number, partOf(bound, APART)))))
 }
 
 /** Plans how the device is opened. */
@@ -100,17 +136,34 @@ type Opening = (sequence: Sequence, number: number) => Step
 
 const byNode: Opening = (sequence, number) => sequence.call('openLoop', number, O_RDONLY)
 
-async function askOne(number: number, bound: Bound | undefined, opening?: Opening): Promise<Asked> {
+async function askOne(number: number, bound: Bound, opening?: Opening): Promise<Asked> {
   try {
-    return await ask([number], within(bound, APART), number, opening)
+    return await ask([number], bound, number, opening)
   } catch (error) {
     if (!(error instanceof GivenUp) || error.isAborted) throw error
     return { answers: [], silent: [{ number, why: 'timeout' }] }
   }
 }
 
-function within(bound: Bound | undefined, ms: number): Bound {
-  return { left: Math.min(ms, bound?.left ?? ms), signal: bound?.signal }
+function partOf({ left, signal }: Bound, { ms, part }: typeof TOGETHER): Bound {
+  return { left: Math.min(ms, left / part), signal }
+}
+
+/**
+ * Whether the file of a device is on the filesystem of that number, going by its path in sysfs. No other filesystem is
+ * asked. What has been unmounted lazily is not found at its path, and is another filesystem; so is what was deleted.
+ */
+export async function isOn(filesystem: bigint, number: number, bound: Bound): Promise<boolean> {
+  const path = readBackingFileSync(number)
+  if (path === undefined || mountOf(path, readMountsSync())?.device !== formatDevice(filesystem)) return false
+  try {
+    const found = await stat(path, bound)
+    return typeof found !== 'number' && found.dev === filesystem
+  } catch (error) {
+    // That filesystem is slow.
+    if (error instanceof GivenUp && !error.isAborted) return true
+    throw error
+  }
 }
 
 async function ask(numbers: readonly number[], bound: Bound, gate?: number, opening: Opening = byNode): Promise<Asked> {

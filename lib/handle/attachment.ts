@@ -32,11 +32,15 @@ export function readDiskSeq(fd: number): number | undefined {
   return diskSeq < 0 ? undefined : diskSeq
 }
 
+/** What of LOOP_GET_STATUS64 is remembered. */
+export type Seen = Backing & Pick<LoopInfo64, 'flags' | 'fileName'>
+
 export class Attachment {
   readonly number: number
   #diskSeq: number | undefined
   #backing: Backing | undefined
   #flags: number | undefined
+  #reference: string | undefined
   /** Whether the device was attached when the handle was made. */
   readonly #isAttached: boolean
   /** A change of our own is under way: the device is still ours, whatever it looks like. */
@@ -49,7 +53,7 @@ export class Attachment {
       attached,
       diskSeq,
     }: {
-      backing: (Backing & { flags: number }) | undefined
+      backing: Seen | undefined
       attached: boolean | undefined
       diskSeq: number | undefined
     },
@@ -58,6 +62,7 @@ export class Attachment {
     this.#diskSeq = diskSeq
     this.#backing = backing
     this.#flags = backing?.flags
+    this.#reference = backing?.fileName
     this.#isAttached = attached ?? backing !== undefined
   }
 
@@ -82,6 +87,11 @@ export class Attachment {
   /** Whether the attachment is read-only, which it is for good. */
   get isReadOnly(): boolean {
     return ((this.#flags ?? 0) & LO_FLAGS_READ_ONLY) !== 0
+  }
+
+  /** `lo_file_name` as it was last seen or set. */
+  get reference(): string | undefined {
+    return this.#reference
   }
 
   /**
@@ -116,6 +126,7 @@ export class Attachment {
   takeOver(info: LoopInfo64, fd: number): void {
     this.assertStill(fd)
     this.#flags = info.flags
+    this.#reference = info.fileName
     if (!this.#isChanging) this.#backing = info
   }
 
@@ -139,12 +150,17 @@ export class Attachment {
   }
 
   /** Runs a call that changes the identity, answers a negative errno, and is our own. */
-  async change(backing: Backing, fd: () => number, call: () => Promise<number>): Promise<number> {
+  async change(
+    backing: Backing & { fileName?: string },
+    fd: () => number,
+    call: () => Promise<number>,
+  ): Promise<number> {
     this.#isChanging = true
     try {
       const answer = await call()
       if (answer >= 0) {
         this.#backing = backing
+        this.#reference = backing.fileName ?? this.#reference
         this.#diskSeq = readDiskSeq(fd())
       }
       return answer

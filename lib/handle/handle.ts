@@ -13,9 +13,9 @@ import { binding, type Binding } from '../kernel/binding.ts'
 import { type Bound, type Bounded, GivenUp, within } from '../kernel/bounded.ts'
 import { callWithinSync, closeWithinSync } from '../kernel/bounded-sync.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
-import { close, closeSync, O_RDWR } from '../kernel/files.ts'
+import { close, closeSoon, closeSync, O_RDWR } from '../kernel/files.ts'
 import { decodeInfo, decodeU64, type LoopInfo64, newInfo, newU64 } from '../kernel/uapi.ts'
-import { Attachment, type Expected, readDiskSeq } from './attachment.ts'
+import { Attachment, type Expected, readDiskSeq, type Seen } from './attachment.ts'
 import type { Backing, LoopRef } from './identity.ts'
 
 const { EPERM, ETIMEDOUT } = constants.errno
@@ -76,7 +76,7 @@ export class Handle {
     fd: number,
     options: {
       owned: boolean
-      backing: (Backing & { flags: number }) | undefined
+      backing: Seen | undefined
       /** Where the backing file is not known although there is one. */
       attached?: boolean
       createNode?: boolean
@@ -114,6 +114,10 @@ export class Handle {
 
   get isReadOnly(): boolean {
     return this.#attachment.isReadOnly
+  }
+
+  get reference(): string | undefined {
+    return this.#attachment.reference
   }
 
   get lowerNumber(): number | undefined {
@@ -210,17 +214,16 @@ export class Handle {
   }
 
   async #close(deadline: Deadline): Promise<void> {
+    let hasTurn = true
     try {
       await this.#queue.enter(deadline, this.path)
     } catch {
-      this.closeSync()
-      return
+      hasTurn = false
     }
-    try {
-      await this.closeNow()
-    } finally {
-      this.#queue.leave()
-    }
+    this.#closed = true
+    // The operation under way closes it when it ends.
+    if (hasTurn || !this.isRunning) await this.#drop()
+    if (hasTurn) this.#queue.leave()
   }
 
   /** Lets go of the descriptor from within an operation. */
@@ -248,8 +251,7 @@ export class Handle {
   }
 
   async #drop(): Promise<void> {
-    const fd = this.#take()
-    if (fd >= 0) await close(fd)
+    await closeSoon(this.#take())
   }
 
   #take(): number {
@@ -261,7 +263,7 @@ export class Handle {
   }
 
   /** Runs a call that changes the attachment's identity, answers a negative errno, and is our own. */
-  changeIdentity(backing: Backing, call: () => Promise<number>): Promise<number> {
+  changeIdentity(backing: Backing & { fileName?: string }, call: () => Promise<number>): Promise<number> {
     return this.#attachment.change(backing, () => this.descriptor, call)
   }
 
@@ -313,7 +315,7 @@ export class Handle {
     const call = this.calls[name] as (fd: number, ...rest: unknown[]) => Promise<number>
     const answer = await call(this.descriptor, ...values)
     if (answer !== -EPERM) return answer
-    const fd = await openDevice(this.number, O_RDWR)
+    const fd = await openDevice(this.number, O_RDWR, this.bound)
     if (fd < 0) return answer
     try {
       return await call(fd, ...values)

@@ -11,9 +11,9 @@ import { openHandle } from './open.ts'
 export const LOWER_TAG = 'loopctl:lower'
 
 /** The lower device of a stack made by this library; undefined: the device is not the upper one of such. */
-export async function findSwappableLower({ lowerNumber, bound }: Handle): Promise<number | undefined> {
+export async function findSwappableLower({ lowerNumber, deadline }: Handle): Promise<number | undefined> {
   if (lowerNumber === undefined) return undefined
-  const { answers } = await askDevices([lowerNumber], bound)
+  const { answers } = await askDevices([lowerNumber], deadline.bound)
   const [lower] = answers
   return lower?.info.fileName === LOWER_TAG ? lowerNumber : undefined
 }

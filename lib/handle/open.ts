@@ -6,7 +6,7 @@ import { checkWait, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explained } from '../errors/given-up.ts'
 import { explain } from '../errors/explain.ts'
-import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
+import { type Bound, GivenUp, listUnanswering, within } from '../kernel/bounded.ts'
 import { devicePath, numberOfNode, openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
 import { isBound } from '../kernel/sysfs.ts'
@@ -31,7 +31,7 @@ export async function openHandle(device: DeviceRef, options?: OpenOptions): Prom
   const deadline = checkWait(options, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
-  const ref = 'link' in named ? { number: resolveLink(named.link) } : named
+  const ref = 'link' in named ? { number: await resolveLink(named.link, deadline.bound) } : named
   const { number } = ref
   const handle = await explained(() => openAndIdentify(number, deadline.bound))
   try {
@@ -67,13 +67,14 @@ const { EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM } = constants.err
  */
 export const OF_DEVICE: ReadonlySet<number> = new Set([EBADF, EFAULT, EINVAL, ENOTTY, ENXIO, EOVERFLOW, EPERM])
 
-/** Undefined: it does not answer. */
+/** Undefined: it does not answer, now or an earlier call. */
 async function askInHalfTime(
   number: number,
   fd: number,
   bytes: Uint8Array,
   { left, signal }: Bound,
 ): Promise<number | undefined> {
+  if (listUnanswering().includes(number)) return undefined
   try {
     return await within({ left: left / 2, signal }, number).loopGetStatus64(fd, bytes)
   } catch (error) {
@@ -84,8 +85,8 @@ async function askInHalfTime(
 }
 
 /** @throws `no-such-device`, `not-a-loop-device` */
-function resolveLink(path: string): number {
-  const found = numberOfNode(path)
+async function resolveLink(path: string, bound: Bound): Promise<number> {
+  const found = await explained(() => numberOfNode(path, bound), path)
   if (typeof found === 'number') return found
   if (found === 'not there') throw refusal('no-such-device', 'stat', 'there is nothing of that name', { path })
   const disk = /\/dev\/loop\d+$/.exec(found)?.[0]

@@ -1,9 +1,11 @@
 /** The nodes of loop devices and their partitions in /dev: looked at, made, removed. */
 
+import type { BigIntStats } from 'node:fs'
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
 import { type Bound, within } from './bounded.ts'
 import { minorOfDevice, numberOfMinor } from './features.ts'
+import * as files from './files.ts'
 import { existsSync, lstatSync, readLinkSync, statSync, unlinkSync } from './files.ts'
 import { mountOf, readMountsSync } from './mountinfo.ts'
 import { encodePath, formatDevice, LOOP_MAJOR, majorOf, minorOf } from './uapi.ts'
@@ -14,9 +16,12 @@ export function devicePath(number: number): string {
   return `/dev/loop${number}`
 }
 
-/** Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device. */
+/**
+ * Opens /dev/loopN; a descriptor, or the negative errno, ENOTTY where the node is not that of the device. It asks no
+ * filesystem, and so waits for no call that does.
+ */
 export function openDevice(number: number, flags: number, bound?: Bound): Promise<number> {
-  return within(bound, number).openLoop(number, flags)
+  return within(bound, devicePath(number)).openLoop(number, flags)
 }
 
 /** Looks at the node without opening it: 0, or the negative errno, ENOTTY where it is not that of the device. */
@@ -79,8 +84,16 @@ function diskOfPartition(device: string): string | undefined {
 }
 
 /** The number of the loop device whose node the path is, or leads to; else what there is at the path. */
-export function numberOfNode(path: string): number | string {
-  const stat = statSync(path)
+export async function numberOfNode(path: string, bound?: Bound): Promise<number | string> {
+  return numberOf(await files.stat(path, bound))
+}
+
+/** The same, at once, of a path in /dev. */
+export function numberOfNodeSync(path: string): number | string {
+  return numberOf(statSync(path))
+}
+
+function numberOf(stat: files.FileStat | BigIntStats | number): number | string {
   if (typeof stat === 'number') return 'not there'
   const device = formatDevice(stat.rdev)
   if (stat.isBlockDevice() && majorOf(stat.rdev) === LOOP_MAJOR) {

@@ -65,6 +65,8 @@ export async function closeSoon(fd: number): Promise<void> {
     await close(fd, UNDOING)
   } catch (error) {
     if (!(error instanceof GivenUp)) throw error
+    // No thread was to be had for it so far.
+    if (!error.hasBegun) void close(fd)
   }
 }
 
@@ -217,8 +219,14 @@ export function readDirectorySync(path: string): string[] | number {
 }
 
 /** Through all links; the path of a file that is there. */
-export function realPathSync(path: PathLike): string | number {
-  return answerSync('realPathSync', () => fs.realpathSync(path, 'utf8'))
+export async function realPath(path: PathLike, bound?: Bound): Promise<string | number> {
+  const fd = await open(path, O_PATH, 0, bound)
+  if (fd < 0) return fd
+  try {
+    return readLinkSync(`/proc/self/fd/${fd}`)
+  } finally {
+    closeSync(fd)
+  }
 }
 
 export function readLinkSync(path: string): string | number {

@@ -2,8 +2,8 @@
 
 import { constants } from 'node:os'
 import { binding } from './binding.ts'
+import { type Asked, type Bound, within } from './bounded.ts'
 import { inBatches } from './batches.ts'
-import type { Bound } from './bounded.ts'
 import { Sequence, type Step } from './sequence.ts'
 import { backingFileOf, decodeBackingFile, deviceDirectory, isBound, LACKING, newAttribute } from './sysfs.ts'
 import { little } from './uapi.ts'
@@ -28,27 +28,31 @@ export interface DeviceFiles {
 }
 
 /** A negative errno: something is lacking here, and nothing can be said. */
-type Found = (DeviceFiles | undefined)[] | number
+export type Found = (DeviceFiles | undefined)[] | number
 
 /**
  * The files of devices, in the order of the numbers, each read once; undefined: there is no such device, or it is free
- * and `free` is false.
+ * and `free` is false. The block size waits while a queue is being drained.
+ *
+ * @throws GivenUp where there is a bound
  */
-export async function readDevices(numbers: readonly number[], free: boolean): Promise<Found> {
-  const found = await inBatches(numbers, (batch) => readBatch(batch, free))
+export async function readDevices(
+  numbers: readonly number[],
+  free: boolean,
+  bound?: Bound,
+  asked?: Asked,
+): Promise<Found> {
+  const calls = within(bound, asked)
+  const read = async (form: Form, some: readonly number[]): Promise<Found> =>
+    decode(form, some, await calls.sysfsRead(directoriesOf(form, some), form.names))
+  const found = await inBatches(numbers, async (batch) => {
+    const attached = await read(ATTACHED, batch)
+    const missing = free ? missingOf(batch, attached) : []
+    return missing.length === 0 ? attached : fill(attached, missing, await read(FREE, missing))
+  })
   return (
     found.find((each) => typeof each === 'number') ?? found.flatMap((each) => (typeof each === 'number' ? [] : each))
   )
-}
-
-async function readBatch(numbers: readonly number[], free: boolean): Promise<Found> {
-  const found = await readForm(ATTACHED, numbers)
-  const missing = free ? missingOf(numbers, found) : []
-  return missing.length === 0 ? found : fill(found, missing, await readForm(FREE, missing))
-}
-
-async function readForm(form: Form, numbers: readonly number[]): Promise<Found> {
-  return decode(form, numbers, await binding().sysfsRead(directoriesOf(form, numbers), form.names))
 }
 
 /** The paths of the backing files of those that are attached, null where one is too long to be shown. */
@@ -75,7 +79,7 @@ async function readBackingFileBatch(
   return read
 }
 
-/** {@link readDevices}, free ones too, at once; without the block size, which waits while a queue is being drained. */
+/** {@link readDevices}, free ones too, at once; without the block size. */
 export function readDevicesSync(numbers: readonly number[]): Found {
   const found = readFormSync(ATTACHED_NOW, numbers)
   const missing = missingOf(numbers, found)

@@ -16,7 +16,7 @@ import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/dead
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { explained } from '../errors/given-up.ts'
-import { type Answers, askDevices, type Silent } from '../handle/ask.ts'
+import { type Answers, askDevices, isOn, type Silent } from '../handle/ask.ts'
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
@@ -51,7 +51,7 @@ export async function find(
   if (typeof what === 'object' && what !== null && 'mountPoint' in what) {
     const mountPoint = checkMountPoint(what.mountPoint)
     assertSupported()
-    const number = await explained(() => findLoopAt(mountPoint), mountPoint)
+    const number = await explained(() => findLoopAt(mountPoint, deadline.bound), mountPoint)
     return number === undefined ? [] : readInfos([number], false)
   }
   if (typeof what === 'object' && what !== null && 'reference' in what) {
@@ -59,6 +59,7 @@ export async function find(
     assertSupported()
     const wanted: Wanted = {
       is: (info) => info.fileName === reference,
+      isAwaited: async () => true,
       couldBe: async () => true,
     }
     return explained(() => findWanted(wanted, unconfirmed, deadline))
@@ -75,9 +76,14 @@ function checkMountPoint(value: unknown): string {
 }
 
 /** The devices attached to a file that had this path and was deleted; what is there now is another file, or nothing. */
-export async function findOfDeleted(path: string | Buffer): Promise<LoopInfo[]> {
-  const there = files.realPathSync(path)
-  const folder = typeof there === 'string' ? undefined : files.realPathSync(dirname(path.toString()))
+export async function findOfDeleted(path: string | Buffer, options: Wait): Promise<LoopInfo[]> {
+  const { bound } = checkDeadline(options, LOOKING)
+  return explained(() => findByFormerPath(path, bound), path.toString())
+}
+
+async function findByFormerPath(path: string | Buffer, bound: Bound): Promise<LoopInfo[]> {
+  const there = await files.realPath(path, bound)
+  const folder = typeof there === 'string' ? undefined : await files.realPath(dirname(path.toString()), bound)
   const whole =
     typeof there === 'string' ? there : typeof folder === 'string' && join(folder, basename(path.toString()))
   if (whole === false) return []
@@ -90,15 +96,20 @@ export async function findOfDeleted(path: string | Buffer): Promise<LoopInfo[]> 
 
 interface Wanted {
   is: (info: LoopInfo64) => boolean
-  /** Of a device that cannot be asked. */
-  couldBe: (number: number) => Promise<boolean>
+  /** Of a device that does not answer: whether it is given all the time there is. */
+  isAwaited: (number: number) => Promise<boolean>
+  /** Of a device that cannot be asked, or does not answer. */
+  couldBe: (silent: Silent) => Promise<boolean>
 }
 
 async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {
   const own = await identityOf(argument, bound)
   const is = ({ device, inode, rdevice }: LoopInfo64): boolean =>
     own.isBlockDevice() ? rdevice === own.rdev : device === own.dev && inode === own.ino
-  const couldBe = async (number: number): Promise<boolean> => {
+  const isAwaited = (number: number): Promise<boolean> => isOn(own.dev, number, bound)
+  const couldBe = async ({ number, why }: Silent): Promise<boolean> => {
+    // Where the filesystem of a device does not answer, that of the file that is looked for has.
+    if (why === 'timeout') return isAwaited(number)
     const path = sysfs.readBackingFileSync(number)
     if (path === undefined) return true
     try {
@@ -111,17 +122,19 @@ async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {
       throw error
     }
   }
-  return { is, couldBe }
+  return { is, isAwaited, couldBe }
 }
 
-async function findWanted({ is, couldBe }: Wanted, unconfirmed: boolean, deadline: Deadline): Promise<LoopInfo[]> {
-  const { answers, silent } = await askDevices(await readAttached(), deadline.bound)
+async function findWanted(
+  { is, isAwaited, couldBe }: Wanted,
+  unconfirmed: boolean,
+  deadline: Deadline,
+): Promise<LoopInfo[]> {
+  const { answers, silent } = await askDevices(await readAttached(), deadline.bound, isAwaited)
   const wanted = answers.filter(({ info }) => is(info))
   const candidates = []
   for (const candidate of silent) {
-    // Where the filesystem of a device does not answer, that of the file that is looked for has.
-    const { why, errno } = candidate
-    if ((why !== 'timeout' || errno !== undefined) && (await couldBe(candidate.number))) candidates.push(candidate)
+    if (await couldBe(candidate)) candidates.push(candidate)
   }
   const confirmed = await describe(wanted)
   if (unconfirmed) {

@@ -5,11 +5,11 @@ import { checkBoolean, checkOptions } from '../common/arguments.ts'
 import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { GivenUp } from '../kernel/bounded.ts'
+import { type Bound, GivenUp, listUnanswering } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { type DeviceFiles, readDevices } from '../kernel/sysfs-batch.ts'
+import { type DeviceFiles, type Found, readDevices, readDevicesSync } from '../kernel/sysfs-batch.ts'
 import { addLower } from './lower.ts'
 
 /** A loop device as sysfs shows it; plain data. */
@@ -35,7 +35,7 @@ export interface LoopInfo {
   sizeLimit: number
   /** What the device shows, in bytes: a multiple of 512. */
   size: number
-  /** Logical block size in bytes. */
+  /** Logical block size in bytes; 512 where the kernel does not tell, for as long as it drains the queue of the device. */
   blockSize: number
   readOnly: boolean
   autoclear: boolean
@@ -85,7 +85,7 @@ export async function readInfos(numbers: readonly number[], free: boolean): Prom
   const told: Promise<LoopInfo>[] = []
   let left = numbers
   for (let tries = TRIES; left.length > 0; tries--) {
-    const found = await readDevices(left, free)
+    const found = await readFiles(left, free)
     if (typeof found === 'number') throw explain({ call: 'open', errno: found, path: '/sys/block' }, 'read /sys')
     const moved: number[] = []
     for (const [i, read] of found.entries()) {
@@ -97,6 +97,49 @@ export async function readInfos(numbers: readonly number[], free: boolean): Prom
   }
   const infos = await Promise.all(told)
   return addLower(infos.toSorted((a, b) => a.number - b.number))
+}
+
+/** Milliseconds that the block sizes of many devices may take, and then of each by itself, side by side. */
+const TOGETHER: Bound = { left: 1_000 }
+const APART: Bound = { left: 250 }
+
+/**
+ * The files of the devices. The kernel does not tell the block size of a device whose queue is being drained, which takes
+ * as long as the filesystem of its file lets a read or a write wait: then the rest is told.
+ */
+async function readFiles(numbers: readonly number[], free: boolean): Promise<Found> {
+  const unanswering = new Set(listUnanswering())
+  const silent = numbers.filter((number) => unanswering.has(number))
+  if (silent.length === 0) return readPatiently(numbers, free)
+  const others = numbers.filter((number) => !unanswering.has(number))
+  const [found, rest] = [await readPatiently(others, free), readDevicesSync(silent)]
+  if (typeof found === 'number' || typeof rest === 'number') return typeof found === 'number' ? found : rest
+  const byNumber = new Map([
+    ...others.map((number, i) => [number, found[i]] as const),
+    ...silent.map((number, i) => [number, rest[i]] as const),
+  ])
+  return numbers.map((number) => byNumber.get(number))
+}
+
+async function readPatiently(numbers: readonly number[], free: boolean): Promise<Found> {
+  try {
+    return await readDevices(numbers, free, TOGETHER)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+  }
+  const found = await Promise.all(numbers.map((number) => readOne(number, free)))
+  return (
+    found.find((each) => typeof each === 'number') ?? found.flatMap((each) => (typeof each === 'number' ? [] : each))
+  )
+}
+
+async function readOne(number: number, free: boolean): Promise<Found> {
+  try {
+    return await readDevices([number], free, APART, number)
+  } catch (error) {
+    if (!(error instanceof GivenUp)) throw error
+    return readDevicesSync([number])
+  }
 }
 
 /** Of a file that is 0 or 1. */

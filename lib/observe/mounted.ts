@@ -1,21 +1,21 @@
 /** The loop device that is under a mount. */
 
 import { explain } from '../errors/explain.ts'
-import { binding } from '../kernel/binding.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { numberOfMinor } from '../kernel/features.ts'
-import { O_PATH, readLinkSync, statSync } from '../kernel/files.ts'
+import { closeSync, O_PATH, open, readLinkSync, statSync } from '../kernel/files.ts'
 import { type Mount, readMountsSync } from '../kernel/mountinfo.ts'
-import { encodePath, formatDevice, LOOP_MAJOR } from '../kernel/uapi.ts'
+import { formatDevice, LOOP_MAJOR } from '../kernel/uapi.ts'
 
 /**
  * The number of the device whose filesystem is mounted on the folder, of several on one another the last; undefined:
  * there is none. A link is followed.
  */
-export async function findLoopAt(mountPoint: string): Promise<number | undefined> {
-  const fd = await binding().open(encodePath(mountPoint), O_PATH)
+export async function findLoopAt(mountPoint: string, bound: Bound): Promise<number | undefined> {
+  const fd = await open(mountPoint, O_PATH, 0, bound)
   if (fd < 0) throw explain({ call: 'open', errno: fd, path: mountPoint }, 'target')
   const path = readLinkSync(`/proc/self/fd/${fd}`)
-  binding().closeSync(fd)
+  closeSync(fd)
   const mounted = readMountsSync().findLast((mount) => mount.mountPoint === path)
   return mounted && findLoopOf(mounted)
 }

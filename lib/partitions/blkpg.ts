@@ -50,7 +50,7 @@ export async function addPartitions(handle: Handle, ranges: readonly Range[]): P
   const possible = leaveOutBeyond(handle, ranges)
   const added: Range[] = []
   for (const range of possible) {
-    const answer = await binding().blkPgAddPartition(descriptor, range.number, range.start, range.size)
+    const answer = await handle.calls.blkPgAddPartition(descriptor, range.number, range.start, range.size)
     if (answer >= 0) {
       added.push(range)
       continue
@@ -97,7 +97,7 @@ function whyNotTaken(range: Range, known: readonly KnownPartition[], failure: Fa
 
 /** A partition that is in use can grow so: BLKPG_RESIZE_PARTITION. Its node stays, and so does whoever has it open. */
 export async function growPartition(handle: Handle, range: Range, from: KnownPartition): Promise<void> {
-  const answer = await binding().blkPgResizePartition(handle.descriptor, range.number, range.start, range.size)
+  const answer = await handle.calls.blkPgResizePartition(handle.descriptor, range.number, range.start, range.size)
   if (answer >= 0) return
   const failure = failureOf(handle, range, answer)
   if (answer !== -EBUSY && answer !== -EINVAL) throw explain(failure, 'BLKPG resize')
@@ -135,7 +135,7 @@ export async function removePartitions(handle: Handle, partitions: readonly Know
   const { number, descriptor } = handle
   const removed: KnownPartition[] = []
   for (const partition of partitions) {
-    const answer = await binding().blkPgDelPartition(descriptor, partition.number)
+    const answer = await handle.calls.blkPgDelPartition(descriptor, partition.number)
     if (answer >= 0 || answer === -ENXIO) {
       removed.push(partition)
       continue

@@ -6,7 +6,6 @@ import { backoff, checkDeadline, checkWait, type Deadline, LOOKING, type Wait } 
 import { LoopError } from '../errors/errors.ts'
 import { findHolders } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
 import { readMounts } from '../kernel/mountinfo.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { KnownPartition } from '../kernel/sysfs.ts'
@@ -133,7 +132,7 @@ async function isWithoutParser(handle: Handle): Promise<boolean> {
 /** BLKRRPART; a udev probe that has the device, or a partition, is waited for. */
 async function scanInKernel(handle: Handle, deadline: Deadline): Promise<void> {
   for (let attempt = 1; ; attempt++) {
-    const answer = await binding().blkRrPart(handle.descriptor)
+    const answer = await handle.calls.blkRrPart(handle.descriptor)
     if (answer >= 0) return
     if (answer === -EBUSY && (await deadline.pause(backoff(attempt)))) continue
     const { info: status } = await handle.readInfo()
@@ -144,7 +143,7 @@ async function scanInKernel(handle: Handle, deadline: Deadline): Promise<void> {
 
 /** What another program wrote into the backing file is not in the cache of the device: BLKRRPART empties it too. */
 async function scanHere(handle: Handle): Promise<void> {
-  const answer = await binding().blkFlsBuf(handle.descriptor)
+  const answer = await handle.calls.blkFlsBuf(handle.descriptor)
   if (answer < 0) throw handle.explain('BLKFLSBUF', answer)
   const table = await findTableOf(handle)
   tell(handle, table?.warnings ?? [])

@@ -66,12 +66,13 @@ export async function findTableIn(window: Window, blockSize: number): Promise<Fo
 }
 
 /** That of an attached device. @throws `bad-partition-table`, `io` */
-export async function findTableOf({ descriptor, path }: Handle): Promise<FoundTable | undefined> {
+export async function findTableOf({ descriptor, path, bound }: Handle): Promise<FoundTable | undefined> {
   const bytes = newU64()
   const answer = binding().blkGetSize64Sync(descriptor, bytes)
   if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
   const size = decodeU64(bytes)
   const blockSize = binding().blkSszGetSync(descriptor)
   // The rest of a block cannot be read.
-  return findTableIn({ fd: descriptor, offset: 0n, size: size - (size % BigInt(blockSize)), path }, blockSize)
+  const whole = size - (size % BigInt(blockSize))
+  return findTableIn({ fd: descriptor, offset: 0n, size: whole, path, bound }, blockSize)
 }

@@ -76,11 +76,12 @@ export class LookPhase implements Phase {
 
   /** Opened first, so that it cannot go any more, and then looked at once more; undefined where it went before. */
   async #share(backing: Backing, { number, diskSeq }: Found): Promise<Handle | undefined> {
+    const { deadline } = this.#work
     let handle: Handle
     try {
-      handle = await openHandle(diskSeq === undefined ? { number } : { number, diskSeq })
+      handle = await openHandle(diskSeq === undefined ? { number } : { number, diskSeq }, deadline.wait)
     } catch (error) {
-      if (LoopError.is(error, 'permission') || LoopError.is(error, 'resources')) throw error
+      if (!LoopError.is(error) || ['permission', 'resources', 'timeout'].includes(error.reason)) throw error
       return undefined
     }
     let isShared = false

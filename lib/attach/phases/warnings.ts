@@ -54,6 +54,6 @@ export class WarningsPhase implements Phase {
     if (!handle.owned) return
     await warnOfMounts(handle, backing)
     const isWritten = this.#isWritten ?? (!isUnshared && isWrittenElsewhere(backing, settings))
-    if (isWritten) await warnOfWriters(handle, backing)
+    if (isWritten) await warnOfWriters(handle, backing, this.#work.deadline.bound)
   }
 }
