@@ -22,12 +22,12 @@ export async function listAction(
  * The devices attached to the file. Those of a former file of the same name, which was deleted and made again, are not,
  * and are told of on stderr: who looks for them by the name would not find them.
  */
-export async function findAttached(file: string, left: () => Wait, unconfirmed = false): Promise<LoopInfo[]> {
+export async function findAttached(file: string, left: () => Wait, all = false): Promise<LoopInfo[]> {
   const given = fileArgument(file)
   for (const { path, number } of await findOfDeleted(given, left())) {
     warn(`${path} is attached to a deleted file of that name, ${file}: loopctl detach ${number}`)
   }
-  const found = await find(given, { unconfirmed, ...left() })
+  const found = await find(given, { unconfirmed: all, ...left() })
   for (const { path, unconfirmed } of found) {
     if (unconfirmed !== undefined)
       warn(`${path} has a file of that path; whether it is that one is not known: ${WHY[unconfirmed]}`)

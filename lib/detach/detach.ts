@@ -3,6 +3,7 @@
 import { checkBoolean, checkOptions } from '../common/arguments.ts'
 import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import { runPhases } from '../common/phases.ts'
+import { LoopError } from '../errors/errors.ts'
 import type { Handle } from '../handle/handle.ts'
 import { attachmentOf, confirmGone, isStillAttached, lowerOf } from './confirm.ts'
 import { Detaching } from './detaching.ts'
@@ -33,9 +34,15 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   const force = given.force === undefined ? false : checkBoolean('force', given.force)
   const deadline = checkDeadline(given, 4_000)
   if (handle.isDetached) return 'detached'
-  return countUnderWay(() =>
-    handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force)), deadline),
-  )
+  try {
+    return await countUnderWay(() =>
+      handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force)), deadline),
+    )
+  } catch (error) {
+    // The one before it, that was given up on, has succeeded while this one waited for its turn.
+    if (LoopError.is(error, 'closed') && handle.isDetached) return 'detached'
+    throw error
+  }
 }
 
 async function detachStrictly(handle: Handle, deadline: Deadline, force: boolean): Promise<DetachResult> {

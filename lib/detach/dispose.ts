@@ -13,6 +13,9 @@ import { detachSync } from './sync.ts'
  */
 const PASSING_MS = 100
 
+/** Milliseconds to wait for a detach that was given up on: its thread closes the descriptor. */
+const CLOSING_MS = 100
+
 /**
  * What was attached by the handle is detached, lazily where it is held: it waits for no user of the device longer than a
  * moment. What was opened is closed.
@@ -26,7 +29,7 @@ export async function dispose(handle: Handle): Promise<void> {
     } catch (error) {
       if (!isNothingLeft(error)) throw error
     } finally {
-      await handle.close()
+      await handle.close(new Deadline(CLOSING_MS))
     }
   }
   await handle.close()

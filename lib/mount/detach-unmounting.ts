@@ -3,6 +3,7 @@
 import { checkBoolean, checkFunction, checkOptions } from '../common/arguments.ts'
 import { checkDeadline, type Deadline } from '../common/deadline.ts'
 import { detach, type DetachOptions, type DetachResult } from '../detach/detach.ts'
+import { readPresent } from '../detach/detaching.ts'
 import { detachSync } from '../detach/sync.ts'
 import { dispose, disposeSync } from '../detach/dispose.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
@@ -85,7 +86,7 @@ async function unmountAll(
   deadline: Deadline,
   onUnmount: (path: string) => void,
 ): Promise<void> {
-  await handle.readInfo()
+  readPresent(handle)
   for (const listed of await mountsInTree(handle.number)) {
     deadline.throwIfAborted()
     const { id, mountPoint, source, fsType } = listed

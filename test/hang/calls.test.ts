@@ -15,7 +15,7 @@ const ELSEWHERE = new Set([
   'LoopDevice.constructor',
   'LoopControl.constructor',
 ])
-/** Without a thread, and so without an end. */
+/** On the main thread, with a test of its own. */
 const WITHOUT_WAIT = new Set(['LoopDevice.detachSync'])
 
 function methodsOf(name: string, prototype: object): string[] {

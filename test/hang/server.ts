@@ -75,6 +75,10 @@ export class Server {
     await vi.waitFor(() => expect(statesOf(pid)).toEqual(new Set(['T'])), { timeout: limit(5_000) })
   }
 
+  get isStopped(): boolean {
+    return statesOf(this.#child.pid).has('T')
+  }
+
   /** What it has not answered so far it answers now. */
   go(): void {
     this.#guard?.kill()
