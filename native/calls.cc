@@ -346,8 +346,8 @@ long Fsmount(Arguments& a) {
 long MoveMount(Arguments& a) {
   return Answer(::syscall(kSysMoveMount, a.Int(0), "", a.Int(1), "", kMoveMountEmptyPaths));
 }
-// umount2(2) of a name in an open folder, so that no folder on the way is looked up again; without a name, of the
-// mount that the descriptor is of.
+// umount2(2) of a name in an open folder, so that no folder on the way is looked up again; without a name, of
+// the mount that the descriptor is of.
 long UmountAt(Arguments& a) {
   char path[kPathSize + kNameSize];
   const int length = std::snprintf(path, sizeof path, "/proc/self/fd/%d/%s", a.Int(0), a.Path(1));

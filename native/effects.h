@@ -1,5 +1,6 @@
 // What calls have done that somebody has to answer for: descriptors that are open, devices that are attached
-// or made, names and folders in a directory. Where nobody waits for the calls any more, it is undone without JavaScript.
+// or made, names and folders in a directory. Where nobody waits for the calls any more, it is undone without
+// JavaScript.
 #pragma once
 
 #include <sys/types.h>
@@ -19,8 +20,8 @@ class Effects {
   const std::vector<int>& opened() const { return opened_; }
   bool HasOpened(int fd) const;
 
-  // Detaches, closes, removes, unlinks (folders only where they are empty) and moves back; then there is nothing
-  // left to be undone.
+  // Detaches, closes, removes, unlinks (folders only where they are empty) and moves back; then there is
+  // nothing left to be undone.
   void Undo();
 
  private:
