@@ -72,6 +72,7 @@ export async function findTableOf({ descriptor, path, bound }: Handle): Promise<
   if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
   const size = decodeU64(bytes)
   const blockSize = binding().blkSszGetSync(descriptor)
+  if (blockSize < 0) throw explain({ call: 'BLKSSZGET', errno: blockSize, path, fd: descriptor })
   // The rest of a block cannot be read.
   const whole = size - (size % BigInt(blockSize))
   return findTableIn({ fd: descriptor, offset: 0n, size: whole, path, bound }, blockSize)
