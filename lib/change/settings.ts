@@ -15,7 +15,8 @@ import {
 } from '../common/arguments.ts'
 import { backoff, CHANGING, checkDeadline, checkWait, type Wait } from '../common/deadline.ts'
 import { findHolders } from '../errors/holders.ts'
-import { type Handle, readSize } from '../handle/handle.ts'
+import type { Handle } from '../handle/handle.ts'
+import { readSize } from '../handle/size.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import {

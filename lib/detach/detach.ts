@@ -8,6 +8,7 @@ import type { Handle } from '../handle/handle.ts'
 import { attachmentOf, confirmGone, isStillAttached, lowerOf } from './confirm.ts'
 import { Detaching } from './detaching.ts'
 import { ClearLazilyPhase, ClearPhase, ExclusivePhase, FlushPhase, PresentPhase, VacatePhase } from './phases.ts'
+import { takingBackLate } from './take-back.ts'
 import { countUnderWay } from './under-way.ts'
 
 export interface DetachOptions extends Wait {
@@ -34,10 +35,9 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   const force = given.force === undefined ? false : checkBoolean('force', given.force)
   const deadline = checkDeadline(given, 4_000)
   if (handle.isDetached) return 'detached'
+  const operation = () => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force))
   try {
-    return await countUnderWay(() =>
-      handle.run(() => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force)), deadline),
-    )
+    return await countUnderWay(() => handle.run(() => takingBackLate(handle, operation), deadline))
   } catch (error) {
     // The one before it, that was given up on, has succeeded while this one waited for its turn.
     if (LoopError.is(error, 'closed') && handle.isDetached) return 'detached'

@@ -6,7 +6,6 @@ import type { Phase } from '../common/phases.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
-import { relock } from '../handle/device-lock.ts'
 import { noteFree } from '../handle/free-devices.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
@@ -16,7 +15,7 @@ import { linksWithoutPartitions } from '../kernel/sysfs.ts'
 import { removeUnused } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
 import { assertRemovable, type Detaching, readPresent } from './detaching.ts'
-import { clearAutoclear } from './release.ts'
+import { takeBack } from './take-back.ts'
 
 const { EACCES, EBUSY, ENXIO, EPERM } = constants.errno
 
@@ -207,19 +206,9 @@ export class ClearPhase implements Phase {
     if (present !== undefined) await removeUnused(handle.number, handle.descriptor, present.added)
   }
 
-  /** Cancels the deferred detach, and has a plain descriptor in the place of the exclusive one. */
   async #takeBack(): Promise<void> {
-    const work = this.#work
-    const { handle } = work
-    if (!work.autoclear) await clearAutoclear(handle)
-    const plain = await openDevice(handle.number, O_RDONLY, handle.bound)
-    // No descriptor to be had: the exclusive one serves, and is better than none.
-    if (plain < 0) throw handle.explain('open', plain)
-    const answer = await this.#work.handle.calls.dup3(plain, handle.descriptor)
-    await close(plain)
-    if (answer < 0) throw handle.explain('dup3', answer)
-    work.isExclusive = false
-    await relock(handle)
+    await takeBack(this.#work.handle, this.#work.autoclear)
+    this.#work.isExclusive = false
   }
 
   /** Loop devices on top are plain openers, which O_EXCL does not see, but they do not pass by themselves. */
@@ -237,7 +226,7 @@ export class ClearPhase implements Phase {
     try {
       // Where detachSync() came meanwhile, the deferred detach is what is wanted.
       this.#work.handle.assertOpen()
-      await this.#takeBack()
+      await this.#work.handle.takingBack(() => this.#takeBack())
     } catch {
       // The error that ended the detach is the one to be told.
     }

@@ -10,11 +10,11 @@ import { Queue } from './queue.ts'
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { binding, type Binding } from '../kernel/binding.ts'
-import { type Bound, type Bounded, GivenUp, within } from '../kernel/bounded.ts'
+import { type Bound, type Bounded, GivenUp, UNDOING, within } from '../kernel/bounded.ts'
 import { callWithinSync, closeWithinSync } from '../kernel/bounded-sync.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { close, closeSoon, closeSync, O_RDWR } from '../kernel/files.ts'
-import { decodeInfo, decodeU64, type LoopInfo64, newInfo, newU64 } from '../kernel/uapi.ts'
+import { decodeInfo, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 import { Attachment, type Expected, readDiskSeq, type Seen } from './attachment.ts'
 import type { Backing, LoopRef } from './identity.ts'
 
@@ -163,6 +163,19 @@ export class Handle {
       // closeSync() came meanwhile and left the descriptor to us
       if (this.#closed) await this.#drop()
       this.#queue.leave(back)
+    }
+  }
+
+  /** Takes an operation back, in a second of its own: the operation's time may be up, or its signal aborted. */
+  async takingBack<T>(work: () => Promise<T>): Promise<T> {
+    const [deadline, calls] = [this.#deadline, this.#calls]
+    this.#deadline = new Deadline(UNDOING.left)
+    this.#calls = within(this.#deadline.bound, this.number)
+    try {
+      return await work()
+    } finally {
+      this.#deadline = deadline
+      this.#calls = calls
     }
   }
 
@@ -332,12 +345,4 @@ export class Handle {
   explain(call: string, errno: number, more: Partial<Failure> = {}): LoopError {
     return explain(this.failure(call, errno, more), call === 'open' ? 'open device' : undefined)
   }
-}
-
-/** BLKGETSIZE64. */
-export function readSize(handle: Handle): bigint {
-  const bytes = newU64()
-  const answer = binding().blkGetSize64Sync(handle.descriptor, bytes)
-  if (answer < 0) throw handle.explain('BLKGETSIZE64', answer)
-  return decodeU64(bytes)
 }

@@ -328,12 +328,7 @@ export const CALLS: readonly Call[] = [
   },
   {
     name: 'LoopDevice.release',
-    call: async ({ device }, wait) => {
-      const number = device.number
-      await device.release(wait)
-      const released = await open(number)
-      await released.detach({ lazy: true })
-    },
+    call: ({ device }, wait) => device.release(wait),
     stopped: 'waits',
     killed: 'done',
   },

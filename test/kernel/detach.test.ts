@@ -1,8 +1,9 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, constants, existsSync, mkdirSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect } from 'vitest'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { describe, expect, vi } from 'vitest'
 import { attach, type LoopDevice, LoopError, open } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/seam.ts'
 import { expectGone, failure, losetup, settleUdev, sysfs, test } from './support.ts'
@@ -328,4 +329,25 @@ describe('release and close', () => {
     )
     expect(seen.filter((offset) => offset >= 0)).toEqual(offsets)
   })
+})
+
+test('aborted at whatever moment, it leaves autoclear off, and a device that others can hold exclusively', async ({
+  image,
+}) => {
+  const device = await attach(image('disk'), { autoclear: false })
+  const held = openSync(device.path, 'r')
+  for (let i = 0; i < 60; i++) {
+    const controller = new AbortController()
+    const reason = new Error(`${i}`)
+    const detaching = device.detach({ signal: controller.signal, timeout: 10_000 })
+    // A turn of the event loop each, so that the abort meets every step of it.
+    for (let turn = 0; turn < i; turn++) await nextTurn()
+    controller.abort(reason)
+    await expect(detaching).rejects.toBe(reason)
+    expect(sysfs(device.number, 'loop/autoclear'), `aborted after ${i} turns`).toBe('0')
+    // Whoever looks at all devices may have it so for a moment.
+    await vi.waitFor(() => closeSync(openSync(device.path, constants.O_RDONLY | constants.O_EXCL)), limit(2_000))
+  }
+  closeSync(held)
+  expect(await device.detach()).toBe('detached')
 })

@@ -1,0 +1,55 @@
+/** A detach that is not to be: it is taken back, at once or when what was given up on has come back. */
+
+import { setTimeout } from 'node:timers/promises'
+import { relock } from '../handle/device-lock.ts'
+import type { Handle } from '../handle/handle.ts'
+import { binding } from '../kernel/binding.ts'
+import { GivenUp } from '../kernel/bounded.ts'
+import { openDevice } from '../kernel/devnode.ts'
+import { close, O_RDONLY } from '../kernel/files.ts'
+import * as sysfs from '../kernel/sysfs.ts'
+import { clearAutoclear } from './release.ts'
+
+/** Cancels the deferred detach, and has a plain descriptor in the place of the exclusive one. */
+export async function takeBack(handle: Handle, autoclear: boolean): Promise<void> {
+  if (!autoclear) await clearAutoclear(handle)
+  const plain = await openDevice(handle.number, O_RDONLY, handle.bound)
+  // No descriptor to be had: the exclusive one serves, and is better than none.
+  if (plain < 0) throw handle.explain('open', plain)
+  const answer = await handle.calls.dup3(plain, handle.descriptor)
+  await close(plain)
+  if (answer < 0) throw handle.explain('dup3', answer)
+  await relock(handle)
+}
+
+/** Milliseconds: a call that is not held up has come back by then. */
+const SOON_MS = 100
+
+/**
+ * Runs what detaches. Where that is given up on, it is taken back when its call has come back; the handle's next operation
+ * waits for that, and so does the caller for a moment.
+ */
+export async function takingBackLate<T>(handle: Handle, operation: () => Promise<T>): Promise<T> {
+  const autoclear = sysfs.readAutoclearSync(handle.number) ?? true
+  try {
+    return await operation()
+  } catch (error) {
+    if (error instanceof GivenUp && error.hasBegun) {
+      const settled = settle(handle, autoclear, error.back)
+      error.back = settled
+      await Promise.race([settled, setTimeout(SOON_MS, undefined, { ref: false })])
+    }
+    throw error
+  }
+}
+
+async function settle(handle: Handle, autoclear: boolean, back: Promise<unknown>): Promise<void> {
+  await back
+  // It has succeeded late; or the handle was closed, and the detach is what is wanted.
+  if (handle.descriptor < 0 || handle.isClosing || binding().blkSszGetSync(handle.descriptor) < 0) return
+  try {
+    await handle.takingBack(() => takeBack(handle, autoclear))
+  } catch {
+    // Whoever uses the handle next is told what is in its way.
+  }
+}
