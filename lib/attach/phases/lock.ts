@@ -120,7 +120,12 @@ export class UnlockPhase implements Phase {
   plan(sequence: Sequence): (() => void) | undefined {
     const work = this.#work
     const { control } = work
-    if (control === -1) return () => this.#turn.end()
+    if (control === -1) {
+      return () => {
+        // Not where the calls ended before: then the device is still to be chosen.
+        if (work.isAttached) this.#turn.end()
+      }
+    }
     sequence.try('flock', control, LOCK_UN)
     const closed = sequence.call('close', control)
     return () => {
