@@ -274,9 +274,9 @@ describe('usage', () => {
     ['detach of devices and a file', ['detach', '7', '--file', '/a'], 'name devices, or a file with --file'],
     ['detach with a timeout that is no number', ['detach', '7', '--timeout', 'soon'], 'A whole number is wanted'],
     ['status without a device', ['status'], "missing required argument 'device'"],
-    ['a device that is none', ['status', 'sda'], 'A device is 7, loop7 or /dev/loop7'],
-    ['a path that is no loop device', ['status', '/dev/sda'], 'A device is 7, loop7 or /dev/loop7'],
-    ['a partition', ['detach', '/dev/loop7p1'], 'A device is 7, loop7 or /dev/loop7'],
+    ['a device that is none', ['status', 'sda'], 'A device is 7, loop7, /dev/loop7 or the path of a link to it.'],
+    ['a path that is no loop device', ['status', '/dev/sda'], '/dev/sda is not there.'],
+    ['a partition', ['detach', '/dev/loop7p1'], '/dev/loop7p1 is a partition: name its device, /dev/loop7.'],
     ['a device beyond the last', ['status', '1048576'], 'number must be a whole number from 0 to 1048575'],
     ['change without a file', ['change', '7'], "missing required argument 'file'"],
     ['remove of nothing', ['remove'], "missing required argument 'devices'"],
@@ -386,8 +386,15 @@ describe('attach', () => {
     expect(message).toMatch(/^EINVAL: LOOP_SET_DIRECT_IO \/dev\/loop\d+: /)
     expect(hint).toContain('4096')
     await eventually(() => attachedTo(file)).toEqual([])
-    await using device = await attached(file, '--direct-io=prefer', '-r', '-o', '100')
-    expect(sysfs(device.number, 'loop/dio')).toBe('0')
+    const buffered = await loopctl('attach', '--direct-io=prefer', '-r', '-o', '100', file)
+    const [number = -1] = attachedTo(file)
+    try {
+      expect(buffered).toMatchObject({ status: 0, stdout: `/dev/loop${number}\n` })
+      expect(buffered.stderr).toContain('warning: the backing file takes no direct I/O')
+      expect(sysfs(number, 'loop/dio')).toBe('0')
+    } finally {
+      await loopctl('detach', '--lazy', String(number))
+    }
     await using direct = await attached(image('aligned'), '--direct-io=prefer')
     expect(sysfs(direct.number, 'loop/dio')).toBe('1')
   })
@@ -447,7 +454,7 @@ describe('attach', () => {
     '1KiB': 1024,
     '1MiB': MiB,
     '1M': MiB,
-    '1MB': 1_000_000,
+    '512KB': 512_000,
     '1G': 1024 * MiB,
     '0': 0,
   })) {
@@ -747,7 +754,7 @@ describe('detach', () => {
     await using b = await attached(last)
     await using free = await made()
     const { message } = failed(await loopctl('detach', a.path, free.path, b.path))
-    expect(message).toBe(`ENXIO: LOOP_GET_STATUS64 ${free.path}: the device has no backing file`)
+    expect(message).toBe(`ENXIO: LOOP_CLR_FD ${free.path}: the device has no backing file`)
     expect([...attachedTo(first), ...attachedTo(last)]).toEqual([])
   })
 
@@ -773,7 +780,7 @@ describe('detach', () => {
     expect(status).toBe(1)
     expect(JSON.parse(stdout)).toEqual([{ number: device.number, path: device.path, result: 'detached' }])
     expect(errorsOf(stderr)).toMatchObject([
-      { code: 'ENXIO', reason: 'not-attached', ioctl: 'LOOP_GET_STATUS64', path: free.path },
+      { code: 'ENXIO', reason: 'not-attached', ioctl: 'LOOP_CLR_FD', path: free.path },
       { code: 'ENOENT', reason: 'no-such-device', syscall: 'open', path: `/dev/loop${missing}` },
     ])
     await eventually(() => attachedTo(file)).toEqual([])
@@ -1074,7 +1081,7 @@ describe('change', () => {
     try {
       const { message, hint } = failed(await loopctl('change', '--verify', device.path, copy))
       expect(message).toContain(`${device.path} is mounted at ${mountPoint} (ext4)`)
-      expect(hint).toContain('unmount it first')
+      expect(hint).toContain(`unmount ${mountPoint} first`)
       const { status, stderr } = await loopctl('change', '--json', device.path, copy)
       expect(status).toBe(1)
       expect(errorsOf(stderr)).toMatchObject([
