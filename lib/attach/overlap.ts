@@ -58,10 +58,10 @@ export function isFileUnshared(backing: BackingIdentity): boolean {
  */
 export async function scanAttachments(backing: BackingIdentity, bound: Bound): Promise<Found[]> {
   const { found, silent } = await askForAttachments(backing, bound)
-  for (const { number, why } of silent) {
+  for (const { number, why, errno } of silent) {
     // The filesystem of this file has just answered: a device whose filesystem does not is of another file. But one that
     // is slow has been given all the time there is.
-    if (why === 'timeout' && (await isOn(backing.device, number, bound))) throw unanswered(number, backing)
+    if (why === 'timeout' && (await isOn(backing.device, number, bound))) throw unanswered(number, errno, backing)
     if (why !== 'timeout' && (await couldHave(number, backing, bound))) throw notAsked(number, why, backing)
   }
   return found
@@ -134,7 +134,9 @@ async function couldHave(
   }
 }
 
-function unanswered(number: number, { path }: BackingIdentity): LoopError {
+function unanswered(number: number, errno: number | undefined, { path }: BackingIdentity): LoopError {
+  const call = 'LOOP_GET_STATUS64'
+  if (errno !== undefined) return explain({ call, errno, path: devicePath(number), number, backingFile: path })
   return refusal('timeout', 'ioctl', 'does not answer whether it has the same file', {
     path: devicePath(number),
     backingFile: path,

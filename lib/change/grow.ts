@@ -7,8 +7,7 @@ import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/dea
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Handle, Info } from '../handle/handle.ts'
-import { readSize } from '../handle/size.ts'
-import { binding } from '../kernel/binding.ts'
+import { readBlockSize, readSize } from '../handle/size.ts'
 import { within } from '../kernel/bounded.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
@@ -166,7 +165,7 @@ async function growLastPartition(handle: Handle): Promise<void> {
         if (answer < 0) throw explain({ call: 'fsync', errno: answer, path })
       },
       size: Number(readSize(handle)),
-      blockSize: binding().blkSszGetSync(fd),
+      blockSize: readBlockSize(handle),
       path,
     })
     const known = sysfs.readPartitions(number).find((one) => one.number === index)

@@ -26,7 +26,7 @@ import {
   type LoopInfo64,
   patchInfo,
 } from '../kernel/uapi.ts'
-import { showPartitions } from '../partitions/scan.ts'
+import { assertScannable, showPartitions } from '../partitions/scan.ts'
 
 const { EAGAIN, EBUSY, EPERM } = constants.errno
 
@@ -79,6 +79,7 @@ export async function setStatus(handle: Handle, change: StatusChange, options?: 
     if (given.partscan) flags |= LO_FLAGS_PARTSCAN
     const window = { offset: offset ?? info.offset, sizeLimit: sizeLimit ?? info.sizeLimit }
     const isMoved = window.offset !== info.offset || window.sizeLimit !== info.sizeLimit
+    if (given.partscan) assertScannable(handle)
     if (isMoved && overlap === 'refuse') await refuseOverlap(handle, info, window)
     patchInfo(bytes, {
       flags,

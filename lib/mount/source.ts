@@ -5,8 +5,7 @@ import type { Deadline } from '../common/deadline.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
-import { readSize } from '../handle/size.ts'
-import { binding } from '../kernel/binding.ts'
+import { readBlockSize, readSize } from '../handle/size.ts'
 import { checkNode, devicePath } from '../kernel/devnode.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { close, O_RDONLY, open, readAt } from '../kernel/files.ts'
@@ -86,7 +85,7 @@ export async function openSource(
 /** The whole device as something that can be read. */
 export function readableOf(handle: Handle): Readable {
   const { descriptor: fd, path } = handle
-  const blockSize = binding().blkSszGetSync(fd)
+  const blockSize = readBlockSize(handle)
   return { fd, path, start: 0, size: Number(readSize(handle)), blockSize, bound: handle.bound }
 }
 

@@ -169,7 +169,7 @@ async function describe(wanted: readonly Answers[]): Promise<LoopInfo[]> {
     false,
   )
   return infos.filter((info) =>
-    wanted.some(({ number, diskSeq }) => number === info.number && diskSeq === info.diskSeq),
+    wanted.some(({ number, diskSeq }) => number === info.number && (diskSeq ?? info.diskSeq) === info.diskSeq),
   )
 }
 

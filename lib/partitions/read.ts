@@ -2,10 +2,9 @@
 
 import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
+import { readBlockSize, readSize } from '../handle/size.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { readAt } from '../kernel/files.ts'
-import { decodeU64, newU64 } from '../kernel/uapi.ts'
 import { type BlockReader, type FoundTable } from './disk.ts'
 import { findTable } from './table.ts'
 
@@ -66,13 +65,10 @@ export async function findTableIn(window: Window, blockSize: number): Promise<Fo
 }
 
 /** That of an attached device. @throws `bad-partition-table`, `io` */
-export async function findTableOf({ descriptor, path, bound }: Handle): Promise<FoundTable | undefined> {
-  const bytes = newU64()
-  const answer = binding().blkGetSize64Sync(descriptor, bytes)
-  if (answer < 0) throw explain({ call: 'BLKGETSIZE64', errno: answer, path, fd: descriptor })
-  const size = decodeU64(bytes)
-  const blockSize = binding().blkSszGetSync(descriptor)
-  if (blockSize < 0) throw explain({ call: 'BLKSSZGET', errno: blockSize, path, fd: descriptor })
+export async function findTableOf(handle: Handle): Promise<FoundTable | undefined> {
+  const { descriptor, path, bound } = handle
+  const size = readSize(handle)
+  const blockSize = readBlockSize(handle)
   // The rest of a block cannot be read.
   const whole = size - (size % BigInt(blockSize))
   return findTableIn({ fd: descriptor, offset: 0n, size: whole, path, bound }, blockSize)

@@ -4,7 +4,7 @@ import type { Deadline } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { LoopError } from '../errors/errors.ts'
 import type { Handle } from '../handle/handle.ts'
-import { binding } from '../kernel/binding.ts'
+import { readBlockSize, readSize } from '../handle/size.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import {
   addPartitions,
@@ -59,6 +59,16 @@ export async function showPartitions(handle: Handle, mode: ScanMode, deadline: D
 }
 
 /**
+ * Asks what a scan is going to ask. Before partscan is switched on, which cannot be taken back.
+ *
+ * @throws what a device throws that cannot tell its size
+ */
+export function assertScannable(handle: Handle): void {
+  readSize(handle)
+  readBlockSize(handle)
+}
+
+/**
  * Whether the kernel shows nothing of a table that has partitions, and so has to be told of them. Notes whether it has a
  * parser, and says where it has none.
  */
@@ -109,7 +119,7 @@ async function mustFindTable(handle: Handle): Promise<FoundTable | undefined> {
 }
 
 function toRanges(handle: Handle, table: FoundTable | undefined): Range[] {
-  const blockSize = binding().blkSszGetSync(handle.descriptor)
+  const blockSize = readBlockSize(handle)
   return (table?.partitions ?? []).map((entry) => {
     return { number: entry.number, start: entry.start, size: shownSize(entry, blockSize) }
   })

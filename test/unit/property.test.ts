@@ -369,11 +369,22 @@ const mountOptions: Kind = {
 }
 
 const destination = kind(
-  path.filter((text) => !text.endsWith('/')).map((text) => `/${text}`),
-  fc.constantFrom<unknown>('', '/', 'folder/', 'a\0b', Buffer.from('/copy'), pathToFileURL('/copy'), 7, { fd: 7 }),
+  path.filter((text) => !/(?:^|\/)\.{0,2}$/.test(text)).map((text) => `/${text}`),
+  fc.constantFrom<unknown>(
+    '',
+    '/',
+    'folder/',
+    '/.',
+    'folder/..',
+    'a\0b',
+    Buffer.from('/copy'),
+    pathToFileURL('/copy'),
+    7,
+    { fd: 7 },
+  ),
   (value) => {
     if (typeof value !== 'string') return [TYPE]
-    return value === '' || value.endsWith('/') || value.includes('\0') ? [VALUE] : undefined
+    return /(?:^|\/)\.{0,2}$/.test(value) || value.includes('\0') ? [VALUE] : undefined
   },
 )
 

@@ -5,11 +5,14 @@ import type { Phase } from '../../common/phases.ts'
 import { LoopError } from '../../errors/errors.ts'
 import type { Handle } from '../../handle/handle.ts'
 import { openHandle } from '../../handle/open.ts'
+import type { Bound } from '../../kernel/bounded.ts'
 import { devicePath } from '../../kernel/devnode.ts'
 import { diskSeqCountsAttachments } from '../../kernel/features.ts'
+import { closeSync } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { type Attaching, known } from '../attaching.ts'
 import type { Backing } from '../backing.ts'
+import { openControl } from '../loop-control.ts'
 import { conflicts, type Found, isFileUnshared, overlapError, scanAttachments } from '../overlap.ts'
 
 /** Before LOOP_CONFIGURE: refuses, or finds the attachment that is to be used in place of a new one. */
@@ -38,7 +41,7 @@ export class LookPhase implements Phase {
   async byHand(): Promise<void> {
     const work = this.#work
     const backing = backingOf(work)
-    const found = await this.#lookUntilSettled(backing)
+    const found = await this.#look(backing)
     work.deadline.throwIfAborted()
     if (work.wanted.overlap === 'reuse') {
       for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
@@ -47,6 +50,16 @@ export class LookPhase implements Phase {
     }
     if (work.handle === undefined) refuseConflict(work, found)
     this.#isDone = true
+  }
+
+  async #look(backing: Backing): Promise<Found[]> {
+    try {
+      return await this.#lookUntilSettled(backing)
+    } catch (error) {
+      // A process that may attach nothing is told so, not of a device that it may not ask either.
+      if (LoopError.is(error, 'overlap')) await assertMayAttach(this.#work.deadline.bound)
+      throw error
+    }
   }
 
   /** An attachment with autoclear may be only going: whoever looked at it for a moment has deferred its detach. */
@@ -172,6 +185,15 @@ function isOlder(other: Found, own: Found | undefined): boolean {
 /** A descriptor of the caller's says nothing: its own loop device reads as free, and the caller's lease would go. */
 function canBeProbed({ argument, backing }: Attaching): boolean {
   return 'path' in argument && (backing === undefined || backing.rdevice === undefined)
+}
+
+/** @throws `permission` */
+async function assertMayAttach(bound: Bound): Promise<void> {
+  try {
+    closeSync(await openControl(bound))
+  } catch (error) {
+    if (LoopError.is(error, 'permission')) throw error
+  }
 }
 
 function backingOf({ backing }: Attaching): Backing {
