@@ -62,7 +62,10 @@ describe('completion', () => {
       ['attach', '--overlap', '='],
       ['refuse', 'allow', 'reuse'],
     ],
-    [['attach', '--partscan', '='], ['user']],
+    [
+      ['attach', '--partscan', '='],
+      ['kernel', 'user'],
+    ],
     [['attach', '--direct-io', '=', 'p'], ['prefer']],
     [['attach', '-b', ''], ['auto']],
     [['attach', '--offset', ''], []],
