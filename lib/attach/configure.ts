@@ -5,7 +5,7 @@ import { backoff, type Deadline } from '../common/deadline.ts'
 import type { Failure } from '../errors/causes.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { type Bound, type Bounded, within } from '../kernel/bounded.ts'
+import { type Bound, type Bounded, UNDOING, within } from '../kernel/bounded.ts'
 import { binding } from '../kernel/binding.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { hasLoopConfigure, pageSize } from '../kernel/features.ts'
@@ -95,7 +95,8 @@ async function setFd(target: Target, deadline: Deadline): Promise<Failure | unde
       }
     }
   } finally {
-    if (!complete) await callsOf(target).loopClrFd(fd)
+    // The time may be up, or the signal aborted.
+    if (!complete) await within(UNDOING, target.number).loopClrFd(fd)
   }
 }
 

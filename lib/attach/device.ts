@@ -133,7 +133,7 @@ export class FreeDevice {
         const control = await openControl(UNDOING)
         try {
           // Whoever looks at every device has it open for a moment.
-          await removeDevice(control, number, new Deadline(250))
+          await removeDevice(control, number, new Deadline(UNDOING.left))
           noteTaken(number)
         } finally {
           closeSync(control)

@@ -57,7 +57,8 @@ export class Detaching {
    */
   noteFlush(answer: number): void {
     this.isFlushed = true
-    if (answer >= 0 || hasNoWrites(this.handle)) return
+    // Where it has not come back, what is in the page cache has perhaps not been written at all.
+    if (answer >= 0 || (answer !== -constants.errno.ETIMEDOUT && hasNoWrites(this.handle))) return
     const error = this.handle.explain('fsync', answer)
     if (!this.losesData) throw error
     this.handle.warnings.add('data-lost', `what was written to ${this.handle.path} last is lost: ${error.message}`)
