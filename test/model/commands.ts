@@ -120,7 +120,10 @@ class Kill implements Command {
   }
 
   async run(model: Model, machine: Machine): Promise<void> {
-    const action = this.#choose(model, machine, ++lastId)
+    const chosen = this.#choose(model, machine, ++lastId)
+    // Where somebody else has the device open, what was attached to it would stay.
+    const isHeld = model.handles.some(({ actor, number }) => actor !== this.#user && !model.attachments.has(number))
+    const action = isHeld ? undefined : chosen
     this.#told = `kill -9 of the ${this.#user} process in ${JSON.stringify(action)}`
     // An attach may have made its device.
     await machine.kill(this.#user, action, this.#milliseconds)
