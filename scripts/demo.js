@@ -44,10 +44,10 @@ async function story(folder) {
   writeFileSync('mnt/letter', 'written through the filesystem')
   say(readFileSync('mnt/letter', 'utf8'))
 
-  await step('A device that is in use stays, and detach() says who uses it.')
+  await step('A device that is in use stays attached. detach() says who uses it.')
   await disk.detach().catch(({ reason, holders }) => say(reason, holders))
 
-  await step('Unmounted, it goes; what was written is in the file.')
+  await step('After the unmount it detaches. What was written is in the file.')
   await unmount(mount)
   say(await disk.detach())
   say(readFileSync('disk.img').includes('written through the filesystem'))
@@ -58,19 +58,19 @@ async function story(folder) {
   writeFileSync('files/program', content)
   await run('mkfs.ext4', '-q', '-d', 'files', 'cd/system.img', '56M')
 
-  await step('It is mounted. Swappable: a device on a device, and ext4 on top.')
+  await step('It is attached as a stack of two devices, and its ext4 is mounted.')
   const options = { readOnly: true, swappable: true }
   system = await attach('cd/system.img', options)
   mount = await system.mount('mnt')
   const { lower = NaN } = await system.status()
   say(`${system.path} on /dev/loop${lower} on cd/system.img`)
 
-  await step('A program reads from it without end, past the page cache.')
+  await step('A program reads from it all the time, around the page cache.')
   reader = new Reader('mnt/program', content, signal)
   const before = await reader.passes(2)
   say(`${before.reads} reads, ${before.errors} errors`)
 
-  await step('migrate() moves the image to the "hard disk" beneath it.')
+  await step('migrate() moves the image to the "hard disk" while it is read.')
   const moved = await system.migrate('hd/system.img', { signal })
   say(`${moved.bytesCopied} bytes copied, verified: ${moved.verified}`)
   const during = (await reader.count()).reads - before.reads
@@ -85,15 +85,15 @@ async function story(folder) {
   say(`${served} MiB came from the new file`)
   say(`${reads} reads, ${errors} errors; the slowest took ${slowest} ms`)
 
-  await step('What is attached on this machine now, whoever did it.')
+  await step('These loop devices are attached on this machine now.')
   sayTable(await list(), 'path', 'size', 'readOnly', 'backingFile')
 
-  await step('All is let go: the program, the mount, both devices.')
+  await step('The program ends, the mount goes, and both devices are detached.')
   await reader.stop()
   await unmount(mount)
   say(await system.detach())
 
-  await step('Nothing is left: asked of list(), sysfs and the mount table.')
+  await step('list(), sysfs and the mount table agree that nothing is left.')
   process.chdir('/')
   rmSync(folder, { recursive: true })
   say('left:', await whatIsLeft(folder))
