@@ -3,7 +3,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { test as kernelTest } from '../kernel/support.ts'
@@ -37,16 +37,22 @@ describe('the package', { timeout: LIMIT }, () => {
     rmSync(work, { recursive: true, force: true })
   })
 
-  test('holds the sources of lib/, what is made of them, the manual page, the binaries, and nothing else', () => {
+  test('holds the sources of lib/, what is made of them, the documentation, the binaries, and nothing else', () => {
     const sources = readdirSync(join(ROOT, 'lib'), { recursive: true, encoding: 'utf8' })
       .filter((file) => file.endsWith('.ts'))
       .map((file) => file.slice(0, -'.ts'.length))
     const made = readdirSync(join(ROOT, 'dist'), { recursive: true, encoding: 'utf8' }).filter((file) =>
       /\.js(\.map)?$/.test(file),
     )
+    // What the README links to: npm shows it beside the package, and it is read in node_modules too.
+    const documents = ['.', 'docs', 'examples'].flatMap((folder) =>
+      readdirSync(join(ROOT, folder), { recursive: folder === 'examples', withFileTypes: true })
+        .filter((entry) => entry.isFile() && (folder === 'examples' || /\.(?:md|svg)$/.test(entry.name)))
+        .map((entry) => join(relative(ROOT, entry.parentPath), entry.name)),
+    )
     const wanted = [
       'LICENSE',
-      'README.md',
+      ...documents,
       'man/loopctl.1',
       'package.json',
       ...sources.flatMap((name) => [`lib/${name}.ts`, `dist/${name}.d.ts`, `dist/${name}.d.ts.map`]),
@@ -59,7 +65,7 @@ describe('the package', { timeout: LIMIT }, () => {
   })
 
   test('is small', () => {
-    expect(statSync(tarball).size).toBeLessThan(750_000)
+    expect(statSync(tarball).size).toBeLessThan(1_000_000)
   })
 
   test('has no script that package managers would block, and compiles nothing', () => {
