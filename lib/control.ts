@@ -7,11 +7,11 @@ import { CONTROL } from './kernel/devnode.ts'
 import { close } from './kernel/files.ts'
 
 export interface RemoveOptions extends Wait {
-  /** Milliseconds to wait for openers to go; 0: one try. Default 10 000. */
+  /** Milliseconds to wait for programs that have the device open; 0: one try. Default 10 000. */
   timeout?: number | undefined
 }
 
-/** /dev/loop-control: makes and removes devices. Attaching needs none of it. */
+/** /dev/loop-control: makes and removes devices. You do not need it to attach. */
 export class LoopControl implements AsyncDisposable {
   #fd: number
   /** Calls under way: the descriptor is closed after them. */
@@ -23,7 +23,7 @@ export class LoopControl implements AsyncDisposable {
   }
 
   /**
-   * Opens /dev/loop-control, which loads the kernel module where it is one.
+   * Opens /dev/loop-control. If the loop driver is a kernel module, this loads it.
    *
    * @throws LoopError `no-loop-driver`, `permission`, `unsupported-platform`
    */
@@ -35,7 +35,7 @@ export class LoopControl implements AsyncDisposable {
   }
 
   /**
-   * LOOP_CTL_ADD: makes /dev/loopN, without a number the next unused one. Resolves to the number.
+   * Makes /dev/loopN; without a number, the next unused one. Resolves to the number. LOOP_CTL_ADD.
    *
    * @throws LoopError `device-exists`, `permission`, `resources`, `closed`
    */
@@ -46,8 +46,8 @@ export class LoopControl implements AsyncDisposable {
   }
 
   /**
-   * LOOP_CTL_REMOVE, some 45 ms: waits for openers to go, but not for a device that is attached. Resolves to the
-   * number on every kernel.
+   * Removes a device, which takes some 45 ms. Waits for programs that have the device open, but rejects at once if it
+   * is attached. Resolves to the number on every kernel. LOOP_CTL_REMOVE.
    *
    * @throws LoopError `in-use`, `no-such-device`, `permission`, `closed`
    */
@@ -58,7 +58,8 @@ export class LoopControl implements AsyncDisposable {
   }
 
   /**
-   * LOOP_CTL_GET_FREE: the number of a free device, made if there was none. A hint only: nothing is reserved.
+   * The number of a free device, which is made if there is none. It is only a hint: another program can take the
+   * device. LOOP_CTL_GET_FREE.
    *
    * @throws LoopError `permission`, `resources`, `closed`
    */
@@ -67,7 +68,7 @@ export class LoopControl implements AsyncDisposable {
     return this.#run((fd) => getFree(fd, deadline.bound), deadline)
   }
 
-  /** Idempotent; after the calls under way. */
+  /** Closes the descriptor when the running calls have ended. Idempotent. */
   async close(options?: Wait): Promise<void> {
     const deadline = checkWait(options, CHANGING)
     return (this.#closing ??= this.#close(deadline))

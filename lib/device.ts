@@ -38,11 +38,11 @@ import { listPartitions, type Partition, type RescanOptions, rescanPartitions } 
 let create: (handle: Handle) => LoopDevice
 
 /**
- * A loop device in use: made by {@link attach}, which owns the attachment, or by {@link open}, which does not.
+ * A handle of a loop device. {@link attach} returns one that owns the attachment, {@link open} one that does not.
  *
- * Operations of one device run one after another. After detach, release or close every method rejects with reason
- * `closed`. Where the device was taken over by another attachment meanwhile, they reject with `replaced` and touch
- * nothing.
+ * Operations on one handle run one after another. After detach, release or close every method rejects with reason
+ * `closed`. If the device was detached and attached anew by somebody else, methods reject with `replaced` and do not
+ * touch the device.
  */
 export class LoopDevice implements AsyncDisposable, Disposable {
   readonly #handle: Handle
@@ -65,7 +65,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.path
   }
 
-  /** A descriptor of the device, open for reading; -1 once closed. It stays the handle's: do not close it. */
+  /** A descriptor of the device, open for reading; -1 after the handle was closed. Do not close it yourself. */
   get fd(): number {
     return this.#handle.fd
   }
@@ -75,18 +75,18 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.ref
   }
 
-  /** Attached by this handle, and so detached when it is disposed. */
+  /** Whether this handle attached the device. If so, disposing the handle detaches the device. */
   get owned(): boolean {
     return this.#handle.owned
   }
 
-  /** What is allowed and odd about this device or its image, as far as this handle has seen it; never thrown. */
+  /** What is allowed but odd about this device or its image, as far as this handle has noticed it. */
   get warnings(): readonly Warning[] {
     return this.#handle.warnings.list
   }
 
   /**
-   * What is in effect now: LOOP_GET_STATUS64 and sysfs.
+   * The settings that are in effect now, from LOOP_GET_STATUS64 and sysfs.
    *
    * @throws LoopError `not-attached`, `replaced`, `closed`
    */
@@ -95,8 +95,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Changes what is named and keeps every other bit: LOOP_SET_STATUS64. It works on a mounted device too, and freezes
-   * its queue for some 20 ms.
+   * Changes the settings that you give; settings that you leave out stay as they are. It works on a mounted device too,
+   * and freezes the device's queue for some 20 ms. LOOP_SET_STATUS64.
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `dirty-cache` (kernels up to 5.17), `closed`
    */
@@ -105,34 +105,28 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Changes the backing file of a read-only device under its users: LOOP_CHANGE_FD. The new file has to show exactly
-   * as many bytes after offset and size limit; that they are the same bytes is checked with `verify: true`. The
-   * direct I/O setting stays. Of a stack (`swappable`) the lower device is changed. `replaced` where another process
-   * changed offset, size limit, size or file of the device meanwhile.
+   * Changes the backing file of a read-only device while it is in use: LOOP_CHANGE_FD. With the offset and size limit
+   * of the device, the new file has to show exactly as many bytes as the present one. `verify: true` checks that they
+   * are the same bytes. The direct I/O setting stays. In a stack (`swappable`) the lower device is changed.
    *
-   * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (mounted
-   *   with another filesystem than squashfs or erofs, and not `force`), `no-such-file`, `not-a-file-or-block-device`, `backed-by-itself`, `backing-loop-not-attached`,
-   *   `not-attached`, `replaced`, `closed`
+   * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (one
+   *   other than squashfs or erofs is mounted, and not `force`), `no-such-file`, `not-a-file-or-block-device`,
+   *   `backed-by-itself`, `backing-loop-not-attached`, `not-attached`, `replaced`, `closed`
    */
   changeBackingFile(file: BackingFile, options?: ChangeOptions): Promise<void> {
     return changeBackingFile(this.#handle, file, options)
   }
 
   /**
-   * Moves the backing file to another place under the running system: copies what the device shows, flushes, verifies,
-   * switches (LOOP_CHANGE_FD), so that the medium of the old file can be unmounted and ejected. The new file has the
-   * device's window at the same offset; what lies outside of it is a hole. Under its final name there is never but a
-   * whole copy. Aborted, failed or killed at any moment, the device is backed by one complete file.
+   * Moves the backing file to another place while the device is in use: copies what the device shows, flushes and
+   * verifies the copy, and switches the device to it (LOOP_CHANGE_FD). The copy has the bytes that the device shows at
+   * the same offset, and holes around them. No partial file ever appears at the destination. If the migration fails, is
+   * aborted or is killed, the device is backed by one complete file.
    *
-   * The copy has no name until it is whole (O_TMPFILE, where the filesystem can), and mode 0600 until the device is backed
-   * by it; then the source's mode without the write bits of group and others and those of the umask, and its owner and
-   * group where this process may set them. The owner of a file on a read-only filesystem is not taken over: he could not
-   * write to it. Extended attributes and ACLs are not copied. The folder is opened once, links on the way to it are
-   * followed only where root or this user made them, and a link in the place of the file is refused.
-   *
-   * With `overwrite` the file that is there stays whole, and locked (flock), until the switch has happened; a kill in that
-   * moment can leave it, or the copy, as `.NAME.loopctl-XXXX` beside the destination. Nothing ever removes that by its
-   * name.
+   * The copy has mode 0600 until the device is backed by it; then it gets the mode (without the write bits of group and
+   * others), owner and group of the source, as far as this process may set them. Extended attributes and ACLs are not
+   * copied. Links on the way to the destination are followed only if root or this user made them. With `overwrite`, and
+   * on filesystems without O_TMPFILE, a kill can leave a file `.NAME.loopctl-XXXX` beside the destination.
    *
    * @throws LoopError `not-read-only`, `destination-exists`, `contention` (another migration to the same place),
    *   `no-space`, `content-differs`, `overlap`, `would-shut-down-filesystem`, `no-such-file`, `permission`, `timeout`,
@@ -143,7 +137,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Takes over the size of a backing file that grew or shrank: LOOP_SET_CAPACITY. Resolves to the new size in bytes.
+   * Gives the device the size of its backing file again, after the file grew or shrank: LOOP_SET_CAPACITY. Resolves to
+   * the new size in bytes.
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
@@ -152,11 +147,12 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Makes the device larger: its backing file, which is opened by its path and has to be the same one, the size limit
-   * where there is one, and the device (LOOP_SET_CAPACITY or LOOP_SET_STATUS64); also under a mount. With
-   * `partition: 'last'` the last partition grows to the new end: of a GPT the backup is written first, then the primary,
-   * so that a kill leaves a valid table, then the kernel is told (BLKPG). Nothing is ever made smaller. Resolves to the
-   * new size in bytes; `size` is a multiple of 512.
+   * Makes the backing file, the size limit (if there is one) and the device larger, also while the device is mounted:
+   * LOOP_SET_CAPACITY or LOOP_SET_STATUS64. The file is opened by its path, and has to be the same file still. `size`
+   * is a multiple of 512. Resolves to the new size in bytes. Nothing is ever made smaller.
+   *
+   * With `partition: 'last'` the last partition grows to the new end, in the table and in the kernel (BLKPG). The
+   * backup of a GPT is written before the primary, so that a kill in between leaves a valid table.
    *
    * @throws LoopError `size-mismatch` (smaller than now, or backed by a block device), `backing-not-writable` (a
    *   read-only device), `in-use` (a shared one), `overlap`, `replaced`, `no-space`, `no-such-file`,
@@ -167,7 +163,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * LOOP_SET_DIRECT_IO, kernel 4.10 and later.
+   * Turns direct I/O on or off: with it, the kernel bypasses the page cache of the backing file. LOOP_SET_DIRECT_IO,
+   * kernel 4.10 and later.
    *
    * @throws LoopError `direct-io-unavailable`, `not-attached`, `replaced`, `permission`, `closed`
    */
@@ -176,8 +173,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * LOOP_SET_BLOCK_SIZE, kernel 4.14 and later: a power of two from 512 to the page size, or to 65 536 on newer
-   * kernels. Refused while the device is mounted or held otherwise, also by kernels that would let it pass.
+   * Sets the logical block size: a power of two from 512 to the page size, or to 65 536 on newer kernels. Rejects with
+   * `in-use` while the device is mounted or held otherwise, also on kernels that would allow it. LOOP_SET_BLOCK_SIZE,
+   * kernel 4.14 and later.
    *
    * @throws LoopError `block-size`, `in-use`, `not-attached`, `replaced`, `permission`, `closed`
    */
@@ -186,19 +184,19 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * The partitions that the kernel knows, by number, with what the partition table on the device (GPT or MBR) says of
-   * each: sysfs, and the table itself. None where nobody has looked for them: {@link rescanPartitions}.
+   * The partitions that the kernel knows (from sysfs), ordered by number, with what the partition table on the device
+   * (GPT or MBR) says about each. Empty if nobody has looked for partitions yet: see {@link rescanPartitions}.
    *
-   * @throws LoopError `bad-partition-table` where the kernel knows none, `not-attached`, `replaced`, `closed`
+   * @throws LoopError `bad-partition-table` if the kernel knows no partitions, `not-attached`, `replaced`, `closed`
    */
   partitions(options?: Wait): Promise<Partition[]> {
     return listPartitions(this.#handle, options)
   }
 
   /**
-   * Looks for partitions again, and resolves to them when each has its node in /dev, made where need be, and their set
-   * is stable. `mode: 'kernel'` is BLKRRPART; `mode: 'user'` reads the table here and tells the kernel with BLKPG, for
-   * kernels that have no parser of the table, and leaves partitions alone that stay the same.
+   * Looks for partitions again. Resolves to the partitions when each has its node in /dev (loopctl makes missing nodes)
+   * and their set is stable. `mode: 'kernel'` uses BLKRRPART. `mode: 'user'` reads the table itself and adds the
+   * partitions with BLKPG, for kernels that have no parser for the table; partitions that stay the same are not touched.
    *
    * @throws LoopError `partscan-off`, `bad-partition-table`, `in-use`, `node-missing`, `permission`, `not-attached`,
    *   `replaced`, `closed`
@@ -208,14 +206,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Mounts the filesystem that is on the device, or on a `partition` of it, which is told to the kernel (BLKPG) and gets
-   * its node where it has none. Which filesystem it is, its superblock tells; nothing else is run, and no table read.
-   * `nosuid` and `nodev` are in effect unless `options: 'suid,dev'` lifts them.
+   * Mounts the filesystem that is on the device, or on a `partition` of it. If the kernel does not have the partition
+   * or /dev has no node of it, both are added (BLKPG). loopctl recognises the filesystem by its superblock; it runs no
+   * mount helper and does not read /etc/fstab. `nosuid` and `nodev` are in effect, unless `options` has `'suid,dev'`.
    *
-   * Without a target (`null`) the mount is private: it is in no mount table, nobody finds it, its files are under
-   * `mount.path` for this process and its children, and it goes with the process. getcwd(3) fails in it.
+   * Without a target (`null`) the mount is private: it is in no mount table, and nobody finds it. Its files are under
+   * `mount.path` for this process and its children, and it is unmounted when the process ends. getcwd(3) fails in it.
    *
-   * The mount API of kernel 5.8 and later: fsopen(2), fsconfig(2), fsmount(2), move_mount(2). CAP_SYS_ADMIN.
+   * Uses the mount API of kernel 5.8 and later: fsopen(2), fsconfig(2), fsmount(2), move_mount(2). Needs CAP_SYS_ADMIN.
    *
    * @throws LoopError `unknown-filesystem`, `filesystem-refused` with what the filesystem says, `target`,
    *   `no-such-partition`, `in-use`, `permission`, `replaced`, `not-attached`, `timeout`, `closed`
@@ -225,23 +223,22 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Locks the device against udev, so that sfdisk and mkfs are not disturbed by its looking: flock(2) with LOCK_EX on
-   * this handle's own descriptor, which systemd calls BLOCK_DEVICE_LOCKING. Where the handle has the lock already, the
-   * same one. It ends with `lock.release()`, which has udev look, and with detach, release and close.
+   * Locks the device, so that udev does not open it and disturb sfdisk or mkfs: flock(2) with LOCK_EX on this handle's
+   * own descriptor, which systemd calls BLOCK_DEVICE_LOCKING. If the handle has the lock already, resolves to that
+   * lock. The lock ends with `lock.release()`, which lets udev look at the device, and with detach, release and close.
    *
-   * Programs that take this lock themselves (systemd-repart, `sfdisk --lock`) would wait for this one for ever.
-   * Milliseconds of `timeout`: 10 000 by default.
+   * Programs that take this lock themselves (systemd-repart, `sfdisk --lock`) would wait for ever for yours.
    *
-   * @throws LoopError `timeout` where another process keeps it, `closed`
+   * @throws LoopError `timeout` if another process keeps the lock, `closed`
    */
   async lock(options?: Wait): Promise<DeviceLock> {
     return lockDevice(this.#handle, checkWait(options, CHANGING))
   }
 
   /**
-   * Everybody who uses the device or a partition of it, as far as this process may see; this handle not counted. Mounts
-   * of other mount namespaces are named by a process there (`pid`), filesystems that were unmounted lazily by the
-   * processes that are still in them (`unmounted`). From /proc, sysfs and the mount tables; no filesystem is asked.
+   * Everybody who uses the device or a partition of it, as far as this process may see, except this handle. A mount in
+   * another mount namespace is listed with a process of that namespace (`pid`). A filesystem that was unmounted lazily
+   * is listed as the processes that still use it (`unmounted`). It waits for no filesystem.
    */
   async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
@@ -249,7 +246,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Everything written to the device is in the backing file, and on its medium: fsync(2).
+   * Flushes everything that was written to the device to the backing file and its medium: fsync(2).
    *
    * @throws LoopError `io`, `no-space`, `closed`
    */
@@ -258,13 +255,13 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Detaches, and closes the handle. Resolves to `'detached'` only when the device has let go of its file. Where
-   * somebody else uses it, rejects with `in-use` and the holders, and leaves the attachment as it was; `lazy: true`
-   * hands it to the kernel instead, which detaches it when the last user is done: `'deferred'`.
+   * Detaches the device, and closes the handle. Resolves to `'detached'` only when the device is free. If somebody else
+   * uses it, rejects with `in-use` and the holders, and the device stays attached as it was. With `lazy: true` the
+   * kernel detaches it when the last user has closed it, and the call resolves to `'deferred'`.
    *
-   * `unmount: true` unmounts first what is mounted from it, the deepest first; what is held elsewhere stays.
+   * `unmount: true` first unmounts what is mounted from the device, the deepest first. A mount that is in use stays.
    *
-   * LOOP_CLR_FD, after fsync(2); verified with LOOP_GET_STATUS64 on an exclusive descriptor.
+   * Calls fsync(2) and LOOP_CLR_FD, and verifies with LOOP_GET_STATUS64 on an exclusive descriptor.
    *
    * @throws LoopError `in-use`, `not-attached`, `detaching`, `replaced`, `permission`, `io`, `closed`
    */
@@ -273,18 +270,18 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * {@link detach} with `lazy: true` for process exit handlers. It waits for no user of the device, and for the kernel and
-   * the file's filesystem for at most 1 000 ms, after which what was written last counts as lost (warning `data-lost`).
-   * With an operation in flight, or a call that does not come back, it answers `'deferred'`, and the device goes when that
-   * has ended.
+   * {@link detach} with `lazy: true`, for process exit handlers. It does not wait for users of the device. It waits at
+   * most 1 000 ms for the kernel and the file's filesystem; after that, what was written last counts as lost (warning
+   * `data-lost`). If another operation is running, or a call does not return, it returns `'deferred'`, and the device
+   * is detached when that has ended.
    */
   detachSync(): DetachResult {
     return detachUnmountingSync(this.#handle)
   }
 
   /**
-   * Lets the attachment outlive this process: takes autoclear off (LOOP_SET_STATUS64), also under a mount, and closes
-   * the handle. Resolves to the device's path.
+   * Leaves the device attached when this process ends: turns autoclear off (LOOP_SET_STATUS64), also while the device
+   * is mounted, and closes the handle. Resolves to the device's path.
    *
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
@@ -295,36 +292,37 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Lets go of the descriptor after the operations in flight. Idempotent. The attachment stays as it is; with
-   * autoclear on (the default of {@link attach}) the kernel detaches it when nobody else has it open.
+   * Closes the handle's descriptor when the running operations have ended. Idempotent. It does not detach the device;
+   * but with autoclear (the default of {@link attach}) the kernel detaches the device when nobody else has it open.
    */
   async close(options?: Wait): Promise<void> {
     return this.#handle.close(checkWait(options, CHANGING))
   }
 
   /**
-   * Unmounts what was mounted through it; then, owned: detaches, lazily where somebody holds it for longer than 100 ms;
-   * opened: closes.
+   * Unmounts what was mounted through this handle. Then detaches the device if the handle owns it (lazily if somebody
+   * holds it for longer than 100 ms), and otherwise closes the handle.
    */
   [Symbol.asyncDispose](): Promise<void> {
     return disposeUnmounting(this.#handle)
   }
 
-  /** As `Symbol.asyncDispose`, by {@link detachSync}: it waits for the kernel for at most 1 000 ms, and for nobody else. */
+  /** As `Symbol.asyncDispose`, with {@link detachSync}: waits at most 1 000 ms for the kernel, and for nobody else. */
   [Symbol.dispose](): void {
     disposeUnmountingSync(this.#handle)
   }
 }
 
 /**
- * Attaches a file to a loop device: finds or makes a free one, sets it up in one LOOP_CONFIGURE (kernel 5.8; before
- * that LOOP_SET_FD and LOOP_SET_STATUS64), reads back what is in effect, and tries again where another process was
- * faster. With `autoclear`, the default, nothing is left behind however this process ends.
+ * Attaches a file to a loop device: finds or makes a free device, configures it with one LOOP_CONFIGURE (kernel 5.8;
+ * before, with LOOP_SET_FD and LOOP_SET_STATUS64), and reads back which settings are in effect. If another process took
+ * the device first, tries again with another one. With `autoclear`, the default, the kernel detaches the device when
+ * this process ends, however it ends.
  *
- * A descriptor that is given stays the caller's, and has to stay open until this resolves.
+ * A descriptor that you give stays yours, and has to stay open until `attach` resolves.
  *
  * @throws LoopError `no-such-file`, `not-a-file-or-block-device`, `backing-not-writable`, `permission`,
- *   `no-loop-driver`, `already-attached` (the number that was asked for), `detaching`, `in-use`, `contention`,
+ *   `no-loop-driver`, `already-attached` (the `number` that you gave), `detaching`, `in-use`, `contention`,
  *   `overlap`, `direct-io-unavailable`, `backed-by-itself`, `backing-loop-not-attached`, `node-missing`, `resources`,
  *   `unsupported-platform`
  */
@@ -333,8 +331,8 @@ export async function attach(file: BackingFile, options?: AttachOptions): Promis
 }
 
 /**
- * A handle of a device that somebody else attached, or of a free one. With a reference that carries a disk sequence
- * number it is that very attachment, or an error.
+ * Opens a device that somebody else attached, or a free one. If you give a reference with a disk sequence number,
+ * rejects with `replaced` unless the device is still the same attachment.
  *
  * @throws LoopError `no-such-device`, `node-missing`, `replaced`, `detaching`, `permission`, `unsupported-platform`
  */

@@ -1,10 +1,12 @@
 /**
- * The loop driver's ioctls one to one, on descriptors: what they take and answer is the kernel's, 64-bit fields are
- * bigint, and a refusal is a LoopError. No retries, no waiting, no undoing: that is what `loopctl` is for.
+ * The loop driver's ioctls as functions. They take descriptors, and their arguments and results are the kernel's;
+ * 64-bit fields are bigint. If the kernel refuses a call, they fail with a LoopError. They do not retry, wait or undo:
+ * use `loopctl` for that.
  *
- * Each exists twice: a promise (on a thread of the addon), and `...Sync`. All of them reject a descriptor that is not a
- * whole loop device with reason `not-a-loop-device` (LOOP_CLR_FD on a partition would detach the device around it),
- * and one that is not open with `closed`.
+ * Each function exists twice: one returns a promise (the call runs on a thread of the addon), and `...Sync` is
+ * synchronous. All of them refuse a descriptor that does not belong to a whole loop device, with reason
+ * `not-a-loop-device` (LOOP_CLR_FD on a partition would detach the whole device), and a descriptor that is not open,
+ * with `closed`.
  */
 
 import {
@@ -45,7 +47,7 @@ export interface LoopConfig {
   fd: number
   /** Logical block size, a power of two from 512 to the page size. Default: the kernel's choice. */
   blockSize?: number | undefined
-  /** Fields that are not named are 0. */
+  /** Fields that you leave out are 0. */
   info?: Partial<LoopInfo64> | undefined
 }
 
@@ -186,9 +188,11 @@ const ctlAdd = ioctl({
   decode: theAnswer,
   known: (_, number) => (number === -1 ? {} : { number }),
 })
-/** Makes /dev/loop`number`; -1: the next unused number (up to 5.13 only while there is no free device). Answers it. */
+/**
+ * Makes /dev/loop`number`, or with -1 the next unused one (up to 5.13 only if no device is free). Returns the number.
+ */
 export const loopCtlAdd: (fd: number, number: number) => Promise<number> = ctlAdd.promised
-/** {@link loopCtlAdd}, at once. */
+/** {@link loopCtlAdd}, synchronous. */
 export const loopCtlAddSync: (fd: number, number: number) => number = ctlAdd.immediate
 
 const ctlRemove = ioctl({
@@ -202,9 +206,9 @@ const ctlRemove = ioctl({
   decode: theAnswer,
   known: (_, number) => ({ number }),
 })
-/** Removes a free device that nobody has open. Answers its number up to 5.11, 0 from 5.12 on. */
+/** Removes a free device that nobody has open. Returns its number up to kernel 5.11, and 0 from 5.12 on. */
 export const loopCtlRemove: (fd: number, number: number) => Promise<number> = ctlRemove.promised
-/** {@link loopCtlRemove}, at once: some 45 ms. */
+/** {@link loopCtlRemove}, synchronous; takes some 45 ms. */
 export const loopCtlRemoveSync: (fd: number, number: number) => number = ctlRemove.immediate
 
 const ctlGetFree = ioctl({
@@ -213,9 +217,9 @@ const ctlGetFree = ioctl({
   encode: onlyFd,
   decode: theAnswer,
 })
-/** The number of a free device, made if there is none. Nothing is reserved. */
+/** The number of a free device, which is made if there is none. Another program can take it before you do. */
 export const loopCtlGetFree: (fd: number) => Promise<number> = ctlGetFree.promised
-/** {@link loopCtlGetFree}, at once. */
+/** {@link loopCtlGetFree}, synchronous. */
 export const loopCtlGetFreeSync: (fd: number) => number = ctlGetFree.immediate
 
 const setFd = ioctl({
@@ -225,9 +229,9 @@ const setFd = ioctl({
   decode: nothing,
   known: (_, backingFd) => ({ backingFd }),
 })
-/** Attaches. Read-only where either descriptor is. */
+/** Attaches a file. The device is read-only if one of the two descriptors is. */
 export const loopSetFd: (fd: number, backingFd: number) => Promise<void> = setFd.promised
-/** {@link loopSetFd}, at once. */
+/** {@link loopSetFd}, synchronous. */
 export const loopSetFdSync: (fd: number, backingFd: number) => void = setFd.immediate
 
 const changeFd = ioctl({
@@ -238,17 +242,19 @@ const changeFd = ioctl({
   known: (_, backingFd) => ({ backingFd }),
 })
 /**
- * Another backing file of the same visible size for a read-only device. Since about kernel 6.6 this shuts down an ext4
- * or xfs that is mounted from it.
+ * Gives a read-only device another backing file of the same visible size. Since about kernel 6.6 this shuts down an
+ * ext4 or xfs that is mounted from the device.
  */
 export const loopChangeFd: (fd: number, backingFd: number) => Promise<void> = changeFd.promised
-/** {@link loopChangeFd}, at once. */
+/** {@link loopChangeFd}, synchronous. */
 export const loopChangeFdSync: (fd: number, backingFd: number) => void = changeFd.immediate
 
 const clrFd = ioctl({ ioctl: 'LOOP_CLR_FD', name: 'loopClrFd', encode: onlyFd, decode: nothing })
-/** Asks to detach. Success does not mean detached: the device goes when its last user, this descriptor too, closes. */
+/**
+ * Asks the kernel to detach. It may do so later: when the last user, which includes this descriptor, closes the device.
+ */
 export const loopClrFd: (fd: number) => Promise<void> = clrFd.promised
-/** {@link loopClrFd}, at once. */
+/** {@link loopClrFd}, synchronous. */
 export const loopClrFdSync: (fd: number) => void = clrFd.immediate
 
 const configure = ioctl({
@@ -258,9 +264,9 @@ const configure = ioctl({
   decode: nothing,
   known: (_, { fd, blockSize, info }) => ({ backingFd: fd, asked: { blockSize, flags: info?.flags } }),
 })
-/** Attaches with everything set in one step; kernel 5.8 and later. */
+/** Attaches a file and sets everything in one call; kernel 5.8 and later. */
 export const loopConfigure: (fd: number, config: LoopConfig) => Promise<void> = configure.promised
-/** {@link loopConfigure}, at once. */
+/** {@link loopConfigure}, synchronous. */
 export const loopConfigureSync: (fd: number, config: LoopConfig) => void = configure.immediate
 
 const getStatus64 = ioctl({
@@ -269,9 +275,9 @@ const getStatus64 = ioctl({
   encode: (fd: number) => [checkDescriptor('fd', fd), newInfo()],
   decode: (_, [, bytes]) => decodeInfo(bytes as Uint8Array),
 })
-/** What the device is set to. */
+/** The settings of the device. */
 export const loopGetStatus64: (fd: number) => Promise<LoopInfo64> = getStatus64.promised
-/** {@link loopGetStatus64}, at once. */
+/** {@link loopGetStatus64}, synchronous. */
 export const loopGetStatus64Sync: (fd: number) => LoopInfo64 = getStatus64.immediate
 
 const setStatus64 = ioctl({
@@ -281,11 +287,11 @@ const setStatus64 = ioctl({
   decode: nothing,
 })
 /**
- * Replaces offset, size limit and file name as a whole: what is not named becomes 0. Of the flags it sets AUTOCLEAR and
- * PARTSCAN, and clears AUTOCLEAR; the others it ignores.
+ * Sets offset, size limit, file name and flags; fields that you leave out become 0. Of the flags, the kernel sets
+ * AUTOCLEAR and PARTSCAN and clears AUTOCLEAR; it ignores the others.
  */
 export const loopSetStatus64: (fd: number, info: Partial<LoopInfo64>) => Promise<void> = setStatus64.promised
-/** {@link loopSetStatus64}, at once. */
+/** {@link loopSetStatus64}, synchronous. */
 export const loopSetStatus64Sync: (fd: number, info: Partial<LoopInfo64>) => void = setStatus64.immediate
 
 const setCapacity = ioctl({
@@ -294,9 +300,9 @@ const setCapacity = ioctl({
   encode: onlyFd,
   decode: nothing,
 })
-/** Takes over the backing file's present size. */
+/** Gives the device the present size of its backing file. */
 export const loopSetCapacity: (fd: number) => Promise<void> = setCapacity.promised
-/** {@link loopSetCapacity}, at once. */
+/** {@link loopSetCapacity}, synchronous. */
 export const loopSetCapacitySync: (fd: number) => void = setCapacity.immediate
 
 const setDirectIo = ioctl({
@@ -305,9 +311,9 @@ const setDirectIo = ioctl({
   encode: fdAndBoolean,
   decode: nothing,
 })
-/** Bypasses the page cache for the backing file, or not; kernel 4.10 and later. */
+/** Turns on or off direct I/O, which bypasses the page cache of the backing file; kernel 4.10 and later. */
 export const loopSetDirectIo: (fd: number, enabled: boolean) => Promise<void> = setDirectIo.promised
-/** {@link loopSetDirectIo}, at once. */
+/** {@link loopSetDirectIo}, synchronous. */
 export const loopSetDirectIoSync: (fd: number, enabled: boolean) => void = setDirectIo.immediate
 
 const setBlockSize = ioctl({
@@ -318,9 +324,11 @@ const setBlockSize = ioctl({
   decode: nothing,
   known: (_, blockSize) => ({ asked: { blockSize } }),
 })
-/** Logical block size: a power of two from 512 to the page size, newer kernels to 65 536; kernel 4.14 and later. */
+/**
+ * Sets the logical block size, a power of two from 512 to the page size (newer kernels: 65 536); kernel 4.14 and later.
+ */
 export const loopSetBlockSize: (fd: number, bytes: number) => Promise<void> = setBlockSize.promised
-/** {@link loopSetBlockSize}, at once. */
+/** {@link loopSetBlockSize}, synchronous. */
 export const loopSetBlockSizeSync: (fd: number, bytes: number) => void = setBlockSize.immediate
 
 const getSize64 = ioctl({
@@ -331,7 +339,7 @@ const getSize64 = ioctl({
 })
 /** The device's size in bytes. */
 export const blkGetSize64: (fd: number) => Promise<bigint> = getSize64.promised
-/** {@link blkGetSize64}, at once. */
+/** {@link blkGetSize64}, synchronous. */
 export const blkGetSize64Sync: (fd: number) => bigint = getSize64.immediate
 
 const getDiskSeq = ioctl({
@@ -342,37 +350,37 @@ const getDiskSeq = ioctl({
 })
 /** The disk sequence number; kernel 5.15 and later. */
 export const blkGetDiskSeq: (fd: number) => Promise<bigint> = getDiskSeq.promised
-/** {@link blkGetDiskSeq}, at once. */
+/** {@link blkGetDiskSeq}, synchronous. */
 export const blkGetDiskSeqSync: (fd: number) => bigint = getDiskSeq.immediate
 
 const sszGet = ioctl({ ioctl: 'BLKSSZGET', name: 'blkSszGet', encode: onlyFd, decode: theAnswer })
-/** Logical block size in bytes. */
+/** The logical block size in bytes. */
 export const blkSszGet: (fd: number) => Promise<number> = sszGet.promised
-/** {@link blkSszGet}, at once. */
+/** {@link blkSszGet}, synchronous. */
 export const blkSszGetSync: (fd: number) => number = sszGet.immediate
 
 const roGet = ioctl({ ioctl: 'BLKROGET', name: 'blkRoGet', encode: onlyFd, decode: (answer) => answer !== 0 })
-/** Whether writes are refused. A free device shows what its last attachment was. */
+/** Whether the device is read-only. A free device shows the value of its last attachment. */
 export const blkRoGet: (fd: number) => Promise<boolean> = roGet.promised
-/** {@link blkRoGet}, at once. */
+/** {@link blkRoGet}, synchronous. */
 export const blkRoGetSync: (fd: number) => boolean = roGet.immediate
 
 const roSet = ioctl({ ioctl: 'BLKROSET', name: 'blkRoSet', encode: fdAndBoolean, decode: nothing })
-/** Refuses writes, or not; it outlives the attachment on kernels since 5.12. */
+/** Makes the device read-only or writable. On kernel 5.12 and later the setting stays after the detach. */
 export const blkRoSet: (fd: number, enabled: boolean) => Promise<void> = roSet.promised
-/** {@link blkRoSet}, at once. */
+/** {@link blkRoSet}, synchronous. */
 export const blkRoSetSync: (fd: number, enabled: boolean) => void = roSet.immediate
 
 const flsBuf = ioctl({ ioctl: 'BLKFLSBUF', name: 'blkFlsBuf', encode: onlyFd, decode: nothing })
-/** Writes out the device's page cache and drops what is clean. */
+/** Writes the device's page cache to the backing file, and drops the pages that are clean. */
 export const blkFlsBuf: (fd: number) => Promise<void> = flsBuf.promised
-/** {@link blkFlsBuf}, at once. */
+/** {@link blkFlsBuf}, synchronous. */
 export const blkFlsBufSync: (fd: number) => void = flsBuf.immediate
 
 const rrPart = ioctl({ ioctl: 'BLKRRPART', name: 'blkRrPart', encode: onlyFd, decode: nothing })
 /** Reads the partition table again; needs LO_FLAGS_PARTSCAN. */
 export const blkRrPart: (fd: number) => Promise<void> = rrPart.promised
-/** {@link blkRrPart}, at once. */
+/** {@link blkRrPart}, synchronous. */
 export const blkRrPartSync: (fd: number) => void = rrPart.immediate
 
 const addPartition = ioctl({
@@ -383,9 +391,9 @@ const addPartition = ioctl({
   known: askedPartition,
   role: 'BLKPG add',
 })
-/** Makes a partition of the device, whatever table is on it. */
+/** Adds a partition to the kernel, whatever table is on the device. */
 export const blkPgAddPartition: (fd: number, range: PartitionRange) => Promise<void> = addPartition.promised
-/** {@link blkPgAddPartition}, at once. */
+/** {@link blkPgAddPartition}, synchronous. */
 export const blkPgAddPartitionSync: (fd: number, range: PartitionRange) => void = addPartition.immediate
 
 const resizePartition = ioctl({
@@ -396,9 +404,9 @@ const resizePartition = ioctl({
   known: askedPartition,
   role: 'BLKPG resize',
 })
-/** Another length for a partition, at the same start. */
+/** Changes the length of a partition in the kernel; its start stays. */
 export const blkPgResizePartition: (fd: number, range: PartitionRange) => Promise<void> = resizePartition.promised
-/** {@link blkPgResizePartition}, at once. */
+/** {@link blkPgResizePartition}, synchronous. */
 export const blkPgResizePartitionSync: (fd: number, range: PartitionRange) => void = resizePartition.immediate
 
 const delPartition = ioctl({
@@ -409,7 +417,7 @@ const delPartition = ioctl({
   known: (_, number) => ({ asked: { partition: { number } } }),
   role: 'BLKPG delete',
 })
-/** Removes a partition that nobody uses. */
+/** Removes a partition that nobody uses from the kernel. */
 export const blkPgDelPartition: (fd: number, number: number) => Promise<void> = delPartition.promised
-/** {@link blkPgDelPartition}, at once. */
+/** {@link blkPgDelPartition}, synchronous. */
 export const blkPgDelPartitionSync: (fd: number, number: number) => void = delPartition.immediate

@@ -5,11 +5,12 @@ import { type BackingFile, checkFunction } from './common/arguments.ts'
 import { attach, type LoopDevice } from './device.ts'
 
 /**
- * Attaches a file for as long as `use` runs, and detaches it then, whatever comes of it: what `use` throws wins over what
- * detaching does. A device that was there before (`overlap: 'reuse'`) is closed and stays. Where somebody still uses the
- * device then, rejects with `in-use`, and the kernel detaches it when that ends.
+ * Attaches a file, calls `use` with the device, and detaches the device when `use` returns or throws. If both `use` and
+ * the detach fail, rejects with the error of `use`. A device that was attached before (`overlap: 'reuse'`) stays
+ * attached. If somebody still uses the device after `use`, rejects with `in-use`, and the kernel detaches it when that
+ * use ends.
  *
- * @throws LoopError those of {@link attach} and of `device.detach()`, and whatever `use` throws
+ * @throws LoopError the errors of {@link attach} and of `device.detach()`, and whatever `use` throws
  */
 export function withDevice<T>(file: BackingFile, use: (device: LoopDevice) => T | Promise<T>): Promise<T>
 export function withDevice<T>(

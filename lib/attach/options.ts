@@ -13,75 +13,78 @@ import {
 import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import type { Settings } from './configure.ts'
 
-/** How to attach. Everything is optional; `undefined` counts as absent. */
+/** The options of {@link attach}. `undefined` counts as left out. */
 export interface AttachOptions {
   /**
-   * Default false. A file that cannot be opened for writing is then an error (`backing-not-writable`), never a silent
-   * read-only device. A descriptor's own access mode decides where this is not given.
+   * Whether the device is read-only. Default false: a file that cannot be opened for writing is an error
+   * (`backing-not-writable`); the device never becomes read-only silently. If the file is given as a descriptor, the
+   * default is the descriptor's own access mode.
    */
   readOnly?: boolean | undefined
-  /** Where in the file the device begins, in bytes. Default 0. */
+  /** The byte of the file at which the device begins. Default 0. */
   offset?: Bytes | undefined
-  /** How many bytes of the file the device shows at most. Default 0: to its end. */
+  /** How many bytes of the file the device shows at most. Default 0: up to the end of the file. */
   sizeLimit?: Bytes | undefined
   /**
-   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: that for which the GPT of the image
-   * was made, if it has one. Default: the kernel's choice.
+   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: the one for which the image's GPT
+   * was made, if it has a GPT. Default: the kernel chooses.
    */
   blockSize?: number | 'auto' | undefined
   /**
-   * Bypass the page cache for the backing file. `true`: an error (`direct-io-unavailable`) where the kernel cannot;
-   * `'prefer'`: buffered instead. Default false.
+   * Bypasses the page cache of the backing file. If the kernel cannot, `true` is an error (`direct-io-unavailable`),
+   * and `'prefer'` uses buffered I/O. Default false.
    */
   directIO?: boolean | 'prefer' | undefined
   /**
-   * Partitions as /dev/loopNpM, by whatever works here. `true`: the kernel looks for them (`LO_FLAGS_PARTSCAN`), and
-   * where it has no parser for the table, GPT or MBR, it is read here and the kernel told with BLKPG. `'kernel'`: its
-   * parsers alone. `'user'`: BLKPG alone, and without the flag; `bad-partition-table` where no copy of the GPT is whole.
-   * What is left out, cut or otherwise odd is among the warnings; an image without a table is no error. Resolves when
-   * each partition has its node. Default false.
+   * Makes the partitions appear as /dev/loopNpM. `true`: the kernel looks for them (`LO_FLAGS_PARTSCAN`); if it has no
+   * parser for the table, loopctl reads the table (GPT or MBR) and adds the partitions with BLKPG. `'kernel'`: only the
+   * kernel's parsers. `'user'`: only BLKPG, without the flag; rejects with `bad-partition-table` if no copy of the GPT
+   * is valid. If a partition is left out or cut, or the table is odd otherwise, there is a warning. An image without a
+   * table is no error. `attach` resolves when each partition has its node. Default false.
    */
   partscan?: boolean | 'kernel' | 'user' | undefined
   /**
-   * One partition of the image, without the kernel's partitions: the device begins where it begins, and ends where it
-   * ends, or with the file. `no-such-partition` where none or several match. Not with `offset`, `sizeLimit` or
-   * `partscan`.
+   * Attaches a single partition of the image: the device begins and ends where the partition does, or ends with the
+   * file. Rejects with `no-such-partition` if no partition or several match. It cannot be combined with `offset`,
+   * `sizeLimit` or `partscan`.
    */
   partition?: PartitionRef | undefined
   /**
-   * `'auto'`, the default: a node that is missing in a /dev which the kernel does not look after, a container's, is made
-   * with mknod(2); `node-missing` where that is not allowed. `false`: none is made.
+   * `'auto'`, the default: makes a node that is missing in /dev, as in a container, with mknod(2); rejects with
+   * `node-missing` if that is not allowed. `false`: makes no node.
    */
   createNode?: 'auto' | false | undefined
   /** The kernel detaches the device when its last user closes it, even after `kill -9`. Default true. */
   autoclear?: boolean | undefined
-  /** This /dev/loopN, 0 to 1048575, made if there is none. Default: any free one. */
+  /**
+   * The N of the /dev/loopN to use, 0 to 1048575. The device is made if it does not exist. Default: any free device.
+   */
   number?: number | undefined
   /**
-   * What to do where another attachment takes some of the same bytes of the file, and either of them can write.
-   * `'refuse'`, the default: rejects with `overlap`. `'allow'`: nothing is checked. `'reuse'`: an attachment of the same
-   * file, offset, size limit and `readOnly` (and block size and number, if given) is opened and returned, with
-   * `owned: false`; without one a fresh attach; any other overlap is refused.
+   * What to do if another device has some of the same bytes of the file attached, and one of the two can write.
+   * `'refuse'`, the default: rejects with `overlap`. `'allow'`: does not check. `'reuse'`: if a device is attached with
+   * the same file, offset, size limit and `readOnly` (and block size and number, if you give them), returns a handle of
+   * it with `owned: false`; any other overlap rejects with `overlap`.
    */
   overlap?: 'refuse' | 'allow' | 'reuse' | undefined
-  /** `lo_file_name`: a tag of your own, at most 63 bytes. */
+  /** A tag of your own that the kernel keeps with the device (`lo_file_name`), at most 63 bytes. */
   reference?: string | undefined
   /**
-   * A stack of two loop devices, for filesystems that a change of the backing file would shut down: ext4 or xfs is
-   * mounted from the upper one, which is the device returned, and the change happens in the lower one. Needs
+   * Attaches as a stack of two loop devices, for filesystems that a change of the backing file would shut down.
+   * `attach` returns the upper device, from which you mount ext4 or xfs; a change happens in the lower device. Needs
    * `readOnly: true`. Default false.
    */
   swappable?: boolean | undefined
   /**
-   * Locks the device as `device.lock()` does, before partitions are looked for; it ends with detach, release, or
-   * `(await device.lock()).release()`. Default false.
+   * Locks the device as `device.lock()` does, before loopctl looks for partitions. The lock ends with detach, release,
+   * or `(await device.lock()).release()`. Default false.
    */
   lock?: boolean | undefined
-  /** Gives up, undoes what had been done, and rejects with the signal's reason. */
+  /** When it is aborted, attach undoes what it had done and rejects with the signal's reason. */
   signal?: AbortSignal | undefined
   /**
-   * Milliseconds for the whole of it; 0: one try. Default 10 000. A call of the kernel that takes longer is not cut
-   * short, and what it has attached by then is kept.
+   * Milliseconds for the whole call; 0: one try. Default 10 000. A system call that takes longer is left to its thread,
+   * which undoes it when it returns.
    */
   timeout?: number | undefined
 }

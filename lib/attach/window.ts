@@ -23,14 +23,14 @@ import type { Wanted } from './options.ts'
 
 export interface TableOptions extends Wait {
   /**
-   * Logical block size in bytes that the table counts in: a power of two from 512 to 65 536. Default: that for which the
-   * GPT was made; without a GPT that of a block device, and 512 for a file.
+   * Logical block size in bytes in which the table counts: a power of two from 512 to 65 536. Default: the one for
+   * which the GPT was made; without a GPT, the block size of a block device, and 512 for a file.
    */
   blockSize?: number | undefined
 }
 
 /**
- * The partition table of an image or a block device, GPT or MBR. Nothing is attached; the file is opened for reading.
+ * Reads the partition table, GPT or MBR, of an image or a block device. Attaches nothing, and only reads the file.
  *
  * @throws LoopError `bad-partition-table` (there is none, or no copy of the GPT is whole), `no-such-file`, `permission`,
  *   `not-a-file-or-block-device`, `io`

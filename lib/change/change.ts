@@ -24,22 +24,22 @@ import { assertNotOver, type Progress, reporter } from './progress.ts'
 import { openPresent, readChangeable, type Shown, switchBackingFile, switching } from './switch.ts'
 
 export interface ChangeOptions extends Wait {
-  /** Compare the new file with the present one first; `content-differs` where they are not the same. Default false. */
+  /** Compares the new file with the present one first; rejects with `content-differs` if they differ. Default false. */
   verify?: boolean | undefined
-  /** Change it even under a mounted filesystem, which the kernel may shut down (K2). Default false. */
+  /** Changes the file even under a mounted filesystem, which the kernel may then shut down (K2). Default false. */
   force?: boolean | undefined
   /**
-   * `refuse`, the default: `overlap` where another loop device that can write has the new file, or for `migrate` the file
-   * that is to be replaced is attached or in use as swap. `allow`: nothing of that is looked at.
+   * `'refuse'`, the default: rejects with `overlap` if a writable loop device has the new file attached, or, for
+   * `migrate`, if the file that would be replaced is attached or used as swap. `'allow'`: does not check.
    */
   overlap?: 'refuse' | 'allow' | undefined
-  /** Called at least once before the switch; an exception in it aborts and rejects. */
+  /** Called at least once before the switch. If it throws, the change is given up, and the call rejects. */
   onProgress?: ((progress: Progress) => void) | undefined
-  /** Gives up and rejects with the signal's reason; without effect once the switch has begun. */
+  /** When it is aborted, the call rejects with the signal's reason. It has no effect after the switch has begun. */
   signal?: AbortSignal | undefined
   /**
-   * Milliseconds for the whole of it, which ends then also where the kernel does not answer; 0, the default: any time.
-   * After the switch has begun, the error says that what came of it is not known.
+   * Milliseconds for the whole call, also if the kernel does not answer; 0, the default: no limit. If the time is up
+   * after the switch has begun, the error says that the outcome is not known.
    */
   timeout?: number | undefined
 }

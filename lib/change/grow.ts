@@ -19,8 +19,8 @@ const { EOPNOTSUPP } = constants.errno
 
 export interface GrowOptions extends Wait {
   /**
-   * `'last'`: the partition with the highest start grows to the new end too, in the table (GPT, or a primary one of an
-   * MBR) and in the kernel, also while it is mounted. The filesystem in it is grown by its own tool: resize2fs, xfs_growfs.
+   * `'last'`: the partition with the highest start grows to the new end too, in the table (GPT, or a primary partition
+   * of an MBR) and in the kernel, also while it is mounted. Its filesystem is not grown: use resize2fs or xfs_growfs.
    */
   partition?: 'last' | undefined
 }

@@ -31,16 +31,16 @@ import {
 } from './switch.ts'
 
 export interface MigrateOptions extends ChangeOptions {
-  /** Read the copy back from its medium and compare it with the present backing file. Default true. */
+  /** Reads the copy back from its medium and compares it with the present backing file. Default true. */
   verify?: boolean | undefined
-  /** Keep holes. Default true. */
+  /** Keeps holes. Default true. */
   sparse?: boolean | undefined
-  /** Replace a file that is there. Default false. */
+  /** Replaces a file that exists at the destination. Default false. */
   overwrite?: boolean | undefined
 }
 
 export interface MigrateResult {
-  /** The new backing file, by the kernel's path of it. */
+  /** The path of the new backing file, as the kernel shows it. */
   destination: string
   /** Bytes of data that were copied, or shared. */
   bytesCopied: number
@@ -48,7 +48,7 @@ export interface MigrateResult {
   bytesSparse: number
   seconds: number
   method: CopyMethod
-  /** The copy was read back and compared. */
+  /** Whether the copy was read back and compared. */
   verified: boolean
 }
 

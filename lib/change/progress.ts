@@ -1,12 +1,12 @@
 import type { Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 
-/** How far a change is. */
+/** How far a change or a migration has come. */
 export interface Progress {
   phase: 'copy' | 'flush' | 'verify' | 'switch'
-  /** Bytes done in this phase. */
+  /** Bytes that this phase has done. */
   copied: number
-  /** Bytes in all; more than 0. */
+  /** Bytes that this phase has to do; more than 0. */
   total: number
   bytesPerSecond: number
 }

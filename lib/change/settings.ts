@@ -30,23 +30,23 @@ import { assertScannable, showPartitions } from '../partitions/scan.ts'
 
 const { EAGAIN, EBUSY, EPERM } = constants.errno
 
-/** What to change; whatever is not named keeps every bit. */
+/** The settings to change. Settings that you leave out stay as they are. */
 export interface StatusChange {
   /** Bytes. */
   offset?: Bytes | undefined
   /** Bytes; 0: to the end of the file. */
   sizeLimit?: Bytes | undefined
   autoclear?: boolean | undefined
-  /** It can be switched on only; the kernel keeps it until the device is detached. */
+  /** It can only be turned on; the kernel keeps it until the device is detached. */
   partscan?: true | undefined
-  /** At most 63 bytes. */
+  /** The new tag, at most 63 bytes. */
   reference?: string | undefined
 }
 
 export interface SetStatusOptions extends Wait {
   /**
-   * What to do where the new window takes bytes of the file that another device has attached too, and either of them can
-   * write. `'refuse'`, the default: rejects with `overlap`. `'allow'`: nothing is checked.
+   * What to do if the device would show bytes of the file that another device has attached too, and one of the two can
+   * write. `'refuse'`, the default: rejects with `overlap`. `'allow'`: does not check.
    */
   overlap?: 'refuse' | 'allow' | undefined
   /** Milliseconds; default 10 000. */

@@ -4,11 +4,11 @@ import { onAbort } from '../kernel/abort.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { checkOptions, checkSignal, checkTimeout } from './arguments.ts'
 
-/** What bounds a wait; of everything that asks the kernel. */
+/** How long a call may take: options of every function that asks the kernel. */
 export interface Wait {
-  /** Gives up, undoes what had been done, and rejects with the signal's reason. */
+  /** When it is aborted, the call undoes what it had done and rejects with the signal's reason. */
   signal?: AbortSignal | undefined
-  /** Milliseconds for the whole of it; 0: one try, without waiting. */
+  /** Milliseconds for the whole call; 0: one try, without waiting. */
   timeout?: number | undefined
 }
 

@@ -1,6 +1,6 @@
-/** What is allowed and odd: told beside the result, never thrown, and never printed by the library. */
+/** What is allowed but odd: returned beside the result, never thrown, and never printed by the library. */
 
-/** What a {@link Warning} is about; a closed union, for programs that decide by it. */
+/** What a {@link Warning} is about. Programs can rely on these codes. */
 export type WarningCode =
   | 'tail-cut'
   | 'nothing-to-see'
@@ -16,12 +16,12 @@ export type WarningCode =
   | 'data-lost'
   | 'not-answering'
 
-/** Something that an operation found odd and allowed all the same; plain data. */
+/** Something that is odd, but allowed; plain data. */
 export interface Warning {
   code: WarningCode
   /** One sentence, with the figures. */
   message: string
-  /** What can be done about it, one sentence. */
+  /** What to do about it, in one sentence. */
   hint?: string
 }
 

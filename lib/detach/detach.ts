@@ -12,20 +12,22 @@ import { takingBackLate } from './take-back.ts'
 import { countUnderWay } from './under-way.ts'
 
 export interface DetachOptions extends Wait {
-  /** Hand the device to the kernel, which detaches it when its last user closes it. Default false. */
+  /**
+   * If the device is in use, leaves it to the kernel, which detaches it when its last user closes it. Default false.
+   */
   lazy?: boolean | undefined
   /**
-   * Detach also where what was written last cannot be flushed, because the server of the file is dead; resolves, with
-   * the warning `data-lost`. Default false: rejects with `io`.
+   * Detaches although what was written last cannot be flushed, because the server of the file is dead; there is then a
+   * warning `data-lost`. Default false: rejects with `io`.
    */
   force?: boolean | undefined
-  /** Milliseconds to wait for what passes by itself, such as a udev probe; 0: one try. Default 4 000. */
+  /** Milliseconds to wait for users that may finish by themselves, such as udev; 0: one try. Default 4 000. */
   timeout?: number | undefined
-  /** Gives up and rejects with the signal's reason; the device stays attached. */
+  /** When it is aborted, the call rejects with the signal's reason, and the device stays attached. */
   signal?: AbortSignal | undefined
 }
 
-/** `deferred`: somebody else still uses it; the kernel detaches it when the last of them closes it. */
+/** `deferred`: somebody still uses the device; the kernel detaches it when the last of them has closed it. */
 export type DetachResult = 'detached' | 'deferred'
 
 /** Detaches and closes the handle. When it rejects, the handle stays open and the attachment as it was. */

@@ -23,32 +23,31 @@ import { type Trial, tryAttaching, within } from './trial.ts'
 const { EACCES, ENOENT, EPERM, EROFS } = constants.errno
 const W_OK = 2
 
-/** One thing that was looked at. */
+/** The result of one check. */
 export interface DoctorCheck {
   name: string
-  /** `failure`: attaching does not work for it. `warning`: something else does not, or not everywhere. */
+  /** `failure`: attaching does not work because of this. `warning`: something else does not work, or not everywhere. */
   status: 'ok' | 'warning' | 'failure'
   message: string
   /** What to do about it, in one sentence. */
   remedy?: string
 }
 
-/** Plain data. */
+/** The result of {@link doctor}; plain data. */
 export interface DoctorReport {
-  /** Whether a file can be attached: one was, and it was detached again. */
+  /** Whether attaching works: a file was attached, and detached again. */
   canAttach: boolean
   /** The kernel's release. */
   kernel: string
   checks: DoctorCheck[]
-  /** What the kernel can do. What could not be found out is left out. */
+  /** What the kernel can do. A feature that could not be checked is missing. */
   features: Record<string, boolean>
   environment: Record<string, unknown>
 }
 
 /**
- * Looks at everything that attaching rests on, and attaches a small temporary file. Never rejects; on another system
- * than Linux it says so. What it makes it takes away again; but opening /dev/loop-control loads the module where it is
- * one, as {@link attach} does.
+ * Checks everything that attaching needs, and attaches a small temporary file. Never rejects; on systems other than
+ * Linux the report says so. It removes again what it made. If the loop driver is a module, this loads it, as attach() does.
  */
 export async function doctor(): Promise<DoctorReport> {
   const kernel = release()

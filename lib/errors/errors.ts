@@ -7,7 +7,7 @@ import { listPrebuilds } from '../kernel/prebuilds.ts'
 import type { Holder } from './holders.ts'
 
 /**
- * Why it failed. This is the contract: messages may improve, reasons stay. One kernel errno can have many reasons
+ * Why an operation failed. Programs can rely on the reasons; messages may improve. One errno can have many reasons
  * (EINVAL from LOOP_CHANGE_FD can mean six things), and one reason can come with several codes.
  */
 export type LoopErrorReason =
@@ -82,9 +82,9 @@ export class LoopError extends Error {
   readonly errno: number
   /** The call that failed: `ioctl`, `open`, `stat`, ... */
   readonly syscall: string
-  /** The ioctl's name, where it was one: `LOOP_CHANGE_FD`. */
+  /** The name of the ioctl that failed, if it was an ioctl: `LOOP_CHANGE_FD`. */
   declare readonly ioctl?: string
-  /** What the failed call was given: the device; or the image, where opening that failed. */
+  /** The path for which the call failed: the device, or the image if opening the image failed. */
   declare readonly path?: string
   /** The backing file of the operation. */
   declare readonly backingFile?: string
@@ -92,7 +92,7 @@ export class LoopError extends Error {
   readonly reason: LoopErrorReason
   /** What to do about it, in one sentence. */
   declare readonly hint?: string
-  /** Who uses the device, where that is the reason. */
+  /** Who uses the device, if that is the reason. */
   declare readonly holders?: Holder[]
 
   constructor(fields: LoopErrorFields) {
@@ -111,7 +111,7 @@ export class LoopError extends Error {
     if (holders !== undefined) this.holders = holders
   }
 
-  /** Whether it is a LoopError, and of that reason if one is named. */
+  /** Whether `error` is a LoopError, and, if you give a reason, whether it has that reason. */
   static is<Reason extends LoopErrorReason = LoopErrorReason>(
     error: unknown,
     reason?: Reason,

@@ -1,14 +1,14 @@
 /** One user of a device, and how to say who it is and what to do about it. */
 
-/** One user of a device. `device` is the one it holds: `/dev/loop7` or `/dev/loop7p1`. */
+/** One user of a device. `device` is what it uses: `/dev/loop7`, or a partition, `/dev/loop7p1`. */
 export type Holder = { device: string } & (
   | {
       kind: 'mount'
       mountPoint: string
       fsType: string
       /**
-       * It is mounted in another mount namespace, that of this process: of a container the first one. `mountPoint` is a
-       * path there.
+       * Only if it is mounted in another mount namespace, such as a container's: a process of that namespace (the first
+       * one of a container). `mountPoint` is a path in that namespace.
        */
       pid?: number
       command?: string
@@ -17,14 +17,14 @@ export type Holder = { device: string } & (
   | { kind: 'device-mapper' | 'md' | 'block'; name: string; path: string }
   | { kind: 'loop'; number: number; path: string }
   | {
-      /** A process that has it open; other handles of this process too. */
+      /** A process that has the device open; also another handle of this process. */
       kind: 'process'
       pid: number
       command: string
-      /** It has a file open, runs or is on a filesystem of the device that was unmounted lazily (`umount -l`). */
+      /** The process uses files of a filesystem of the device that was unmounted lazily (`umount -l`). */
       unmounted?: true
     }
-  /** Busy, and nothing visible: another mount or pid namespace. */
+  /** The device is busy, but its user cannot be seen: it is in another mount or pid namespace. */
   | { kind: 'unknown' }
 )
 

@@ -18,7 +18,7 @@ const LOCK_UN = 8
 const locks = new WeakMap<Handle, DeviceLock>()
 
 /**
- * A device that is locked. `await using` releases it.
+ * The lock of a device. `await using` releases it.
  */
 export class DeviceLock implements AsyncDisposable {
   readonly #handle: Handle
@@ -28,8 +28,8 @@ export class DeviceLock implements AsyncDisposable {
   }
 
   /**
-   * Lets udev at the device again, and has it look: the device is opened for writing once, and closed, which is what
-   * udev watches for. Idempotent; nothing is left to be done after detach or close.
+   * Releases the lock, and makes udev look at the device: opens the device for writing and closes it, which udev
+   * notices. Idempotent. After detach or close there is nothing to release.
    */
   async release(): Promise<void> {
     const handle = this.#handle

@@ -2,14 +2,14 @@
 
 import { formatDevice, type LoopInfo64 } from '../kernel/uapi.ts'
 
-/** Plain JSON that names one attachment of a device; to be given to `open()`, also in another process. */
+/** Plain JSON that identifies one attachment of a device. Give it to {@link open}, also in another process. */
 export interface LoopRef {
   number: number
-  /** The disk sequence number, kernel 5.15 and later: tells this attachment from the device's next one. */
+  /** The disk sequence number (kernel 5.15 and later): another attachment of the same device has another one. */
   diskSeq?: number
   /**
-   * Device, inode and offset of the backing file, where the kernel is not known to move the disk sequence number at
-   * every attach (before 6.5): then they tell.
+   * Device, inode and offset of the backing file. They identify the attachment if the kernel is not known to change the
+   * disk sequence number at every attach (before 6.5).
    */
   backing?: string
 }

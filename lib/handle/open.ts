@@ -14,7 +14,7 @@ import { decodeInfo, newInfo } from '../kernel/uapi.ts'
 import { Handle } from './handle.ts'
 import type { LoopRef } from './identity.ts'
 
-/** 7, `'/dev/loop7'`, `'loop7'`, the path of a link to it (`/dev/disk/by-...`), or an identity: `device.ref`, a LoopInfo. */
+/** 7, `'/dev/loop7'`, `'loop7'`, the path of a link to it (`/dev/disk/by-...`), `device.ref`, or a LoopInfo. */
 export type DeviceRef = number | string | Readonly<LoopRef>
 
 export interface OpenOptions extends Wait {

@@ -16,23 +16,23 @@ export const LOOP_MAJOR = 7
 /** The highest loop device number: minors have 20 bits. */
 export const LOOP_NUMBER_MAX = 0xf_ffff
 
-/** struct loop_info64. Bytes and device numbers as the kernel has them. */
+/** struct loop_info64, with bytes and device numbers as the kernel has them. */
 export interface LoopInfo64 {
   /** `st_dev` of the backing file (read only). */
   device: bigint
   /** `st_ino` of the backing file (read only). */
   inode: bigint
-  /** `st_rdev` of the backing file where that is a block device (read only). */
+  /** `st_rdev` of the backing file, if it is a block device (read only). */
   rdevice: bigint
-  /** Where in the backing file the device begins, in bytes. */
+  /** The byte of the backing file at which the device begins. */
   offset: bigint
-  /** How many bytes of it the device shows at most; 0: to the end. */
+  /** How many bytes of the file the device shows at most; 0: up to the end. */
   sizeLimit: bigint
   /** The N of /dev/loopN (read only). */
   number: number
   /** LO_FLAGS_*. */
   flags: number
-  /** `lo_file_name`: any text of at most 63 bytes that the attacher chose. */
+  /** `lo_file_name`: a text of at most 63 bytes, chosen at the attach. */
   fileName: string
 }
 

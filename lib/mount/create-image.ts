@@ -14,20 +14,20 @@ const { EEXIST, EINTR, EOPNOTSUPP, EPERM } = constants.errno
 
 export interface CreateImageOptions extends Wait {
   /**
-   * Reserves the blocks now: a full disk is told here (`no-space`), and not by lost writes in a mounted filesystem later.
-   * fallocate(2). Default false: the file is sparse.
+   * Reserves the blocks now, so that a full disk is an error here (`no-space`), and not lost writes in a mounted
+   * filesystem later. fallocate(2). Default false: the file is sparse.
    */
   allocate?: boolean | undefined
-  /** Replaces a file that is there, in one step; whoever has that open keeps it. Default false. */
+  /** Replaces a file that exists, in one step; programs that have the old file open keep it. Default false. */
   overwrite?: boolean | undefined
 }
 
 /**
- * Makes an image of that many bytes, which read as zeros; its mode is 0600. Under its name there is never but the whole
- * of it: what fails leaves nothing.
+ * Makes an image of `size` bytes, which read as zeros. Its mode is 0600. No partial file ever appears at `path`, and a
+ * failure leaves nothing behind.
  *
  * @throws LoopError `destination-exists`, `no-such-file` (the folder), `no-space`, `permission`, `timeout`,
- *   `unsupported-kernel` where the filesystem cannot reserve blocks
+ *   `unsupported-kernel` (the filesystem cannot reserve blocks)
  */
 export async function createImage(path: string, size: Bytes, options?: CreateImageOptions): Promise<void> {
   const given = checkOptions(options, ['allocate', 'overwrite', 'signal', 'timeout'])

@@ -17,11 +17,12 @@ import { unmount } from './unmount.ts'
 
 export interface DetachUnmountingOptions extends DetachOptions {
   /**
-   * Unmount first what is mounted from the device and its partitions in this mount namespace, the deepest first. What
-   * has files open rejects with `in-use`; what was unmounted before it stays so, and the error says it. Default false.
+   * First unmounts what is mounted from the device and its partitions in this mount namespace, the deepest mount first.
+   * If files of a mount are open, rejects with `in-use`; the error lists the mounts that were unmounted before. Default
+   * false.
    */
   unmount?: boolean | undefined
-  /** Called with the place of each mount that was unmounted; a private mount's is its path. */
+  /** Called with the mount point of each mount that was unmounted, or with the path of a private mount. */
   onUnmount?: ((path: string) => void) | undefined
 }
 

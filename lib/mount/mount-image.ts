@@ -28,20 +28,20 @@ import {
   readTable,
 } from './source.ts'
 
-/** Those of attach() and of `device.mount()` together. `partition` attaches that part of the image alone. */
+/** The options of {@link attach} and of `device.mount()`. `partition` attaches that part of the image alone. */
 export type MountImageOptions = AttachOptions & MountOptions
 
 const NAMES = [...new Set([...OPTION_NAMES, ...MOUNT_OPTION_NAMES])]
 
 /**
- * Attaches an image, or the `partition` of it, and mounts it on the folder; without one, or with null, the mount is
- * private, as with `device.mount(null)`. The device goes with the mount: `mount.unmount()`, `await using`, and umount(8)
- * take both away, and a private one goes with the process. What fails undoes all.
+ * Attaches an image, or a `partition` of it, and mounts it on the folder `target`. Without a folder, or with null, the
+ * mount is private, as with `device.mount(null)`. The device is detached with the unmount: by `mount.unmount()`, `await
+ * using` or umount(8); for a private mount also when the process ends. If a step fails, the steps before it are undone.
  *
- * Without `partition` it is the filesystem that the image begins with; else, where there is a partition table, that of the
- * one partition that has a known filesystem. A filesystem that cannot be written is attached read-only.
+ * Without `partition`, mounts the filesystem at the beginning of the image. If there is a partition table instead,
+ * mounts the one partition that has a known filesystem. A filesystem that cannot be written is attached read-only.
  *
- * @throws LoopError those of {@link attach} and of `device.mount()`; `unknown-filesystem` with what there is
+ * @throws LoopError the errors of {@link attach} and of `device.mount()`; `unknown-filesystem`, with what was found
  */
 export async function mountImage(
   file: BackingFile,

@@ -22,7 +22,10 @@ const { EBUSY } = constants.errno
 const PROBE = files.O_RDONLY | files.O_EXCL
 
 export interface UnmountOptions extends Wait {
-  /** Where files of it are open, take it out of the tree and let the kernel do the rest after that. Default false. */
+  /**
+   * If files of the mount are open, removes it from the tree; the kernel unmounts it when they are closed. Default
+   * false.
+   */
   lazy?: boolean | undefined
 }
 
@@ -49,13 +52,13 @@ export function mountsOf(handle: Handle): Mount[] {
 }
 
 /**
- * A mounted filesystem: made by `device.mount()`, or by `mountImage()`, whose device goes with it. `await using`
- * unmounts it, lazily where files of it are open.
+ * A mounted filesystem, made by `device.mount()` or by `mountImage()`. If `mountImage()` made it, unmounting it also
+ * detaches the device. `await using` unmounts it, lazily if files of it are open.
  */
 export class Mount implements AsyncDisposable, Disposable {
-  /** Where its files are: the target, or `/proc/PID/fd/N` of a private mount. */
+  /** The folder with its files: the target, or `/proc/PID/fd/N` for a private mount. */
   readonly path: string
-  /** The folder that it is mounted on, as the kernel calls it; null for a private mount. */
+  /** The folder that it is mounted on, as the kernel shows it; null for a private mount. */
   readonly target: string | null
   /** The node of the device or the partition. */
   readonly source: string
@@ -83,7 +86,7 @@ export class Mount implements AsyncDisposable, Disposable {
     made.set(handle, others.add(this))
   }
 
-  /** What is allowed and odd about the device or its image. */
+  /** What is allowed but odd about the device or its image. */
   get warnings(): readonly Warning[] {
     return this.#handle.warnings.list
   }
@@ -100,11 +103,12 @@ export class Mount implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Unmounts, and detaches the device where it came with the mount. Where files of it are open, rejects with `in-use`
-   * and who has them; `lazy: true` leaves it to the kernel instead: `'deferred'`. Of a private mount only this process
-   * and those that it started are looked at; where others use its files, it is `'deferred'` too.
+   * Unmounts the filesystem. If `mountImage()` made the mount, also detaches the device. If files of the mount are
+   * open, rejects with `in-use` and the holders; with `lazy: true` the kernel unmounts when they are closed, and the
+   * call resolves to `'deferred'`. For a private mount, only this process and the processes that it started are
+   * checked; if others use its files, the call resolves to `'deferred'` too.
    *
-   * umount2(2); of a private mount close(2). Milliseconds of `timeout`: 10 000 by default.
+   * Calls umount2(2), or close(2) for a private mount. `timeout` is 10 000 ms by default.
    *
    * @throws LoopError `in-use`, `not-mounted`, `permission`, `timeout`
    */
@@ -130,7 +134,7 @@ export class Mount implements AsyncDisposable, Disposable {
   }
 
   /**
-   * {@link unmount} for process exit handlers, at once.
+   * {@link unmount} for process exit handlers, synchronous and without waiting.
    *
    * @throws LoopError `in-use`, `not-mounted`, `permission`
    */
@@ -152,7 +156,7 @@ export class Mount implements AsyncDisposable, Disposable {
     return result
   }
 
-  /** Unmounts, lazily where files of it are open, without waiting; the device that came with it goes too. */
+  /** Unmounts without waiting, lazily if files are open. If `mountImage()` made the mount, also detaches the device. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#isOver) return
     try {
@@ -162,7 +166,7 @@ export class Mount implements AsyncDisposable, Disposable {
     }
   }
 
-  /** As `Symbol.asyncDispose`, at once. */
+  /** As `Symbol.asyncDispose`, synchronous. */
   [Symbol.dispose](): void {
     if (this.#isOver) return
     try {

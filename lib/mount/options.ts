@@ -4,20 +4,20 @@ import { checkBoolean, wrongType, wrongValue } from '../common/arguments.ts'
 import type { Wait } from '../common/deadline.ts'
 import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 
-/** How to mount. Everything is optional. */
+/** The options of `device.mount()`. */
 export interface MountOptions extends Wait {
-  /** The kernel's name of the filesystem: `ext4`, `vfat`. Default: what the superblock tells. */
+  /** The kernel's name of the filesystem, such as `ext4` or `vfat`. Default: found by the superblock. */
   fsType?: string | undefined
-  /** Default: as the device is; and read-only for a filesystem that cannot be written. */
+  /** Default: read-only if the device is read-only, or if the filesystem cannot be written. */
   readOnly?: boolean | undefined
   /**
-   * The kernel's mount options, as one text with commas, or one by one: then an option can have commas itself.
-   * `nosuid` and `nodev` are in effect unless `'suid,dev'` lifts them. What is unknown the kernel refuses.
+   * The kernel's mount options, as one string with commas, or as a list if an option contains commas itself. `nosuid`
+   * and `nodev` are in effect unless you give `'suid,dev'`. The kernel refuses options that it does not know.
    */
   options?: string | readonly string[] | undefined
-  /** The partition to be mounted: its number, or its label, UUID or type where one alone has it. */
+  /** The partition to mount: by its number, or by a label, UUID or type that only one partition has. */
   partition?: PartitionRef | undefined
-  /** Makes the folder where there is none; it stays. Its parent has to be there. Default false. */
+  /** Makes the folder if it does not exist; it is not removed later. Its parent has to exist. Default false. */
   makeTarget?: boolean | undefined
 }
 

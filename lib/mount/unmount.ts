@@ -17,7 +17,7 @@ const { EBUSY, ENOENT } = constants.errno
 export const MNT_DETACH = 2
 const UMOUNT_NOFOLLOW = 8
 
-/** `deferred`: files of it are still open; the kernel unmounts the filesystem when the last of them is closed. */
+/** `deferred`: files of the mount are still open; the kernel unmounts it when the last of them is closed. */
 export type UnmountResult = 'unmounted' | 'deferred'
 
 /** A mount in the tree, as it is known again. */

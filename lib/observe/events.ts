@@ -6,8 +6,8 @@ import type { LoopInfo } from './list.ts'
 export type LoopEvent =
   | {
       /**
-       * `attach`, `add`: as it is from now on. `detach`: as it was last seen attached. `resize`: it shows another number
-       * of bytes. `change`: anything else of it, another backing file by LOOP_CHANGE_FD as well.
+       * `info` is the device as it is now; for `detach`, as it was when it was last seen attached. `resize`: its size
+       * changed. `change`: anything else about it changed, such as the backing file by LOOP_CHANGE_FD.
        */
       type: 'attach' | 'detach' | 'change' | 'resize' | 'add'
       number: number
@@ -16,9 +16,9 @@ export type LoopEvent =
   | { type: 'remove'; number: number }
   | {
       /**
-       * All devices there are, free ones too: what happened to them since the event before is not told one by one.
-       * `overrun`: more happened than the kernel or the reader kept up with. `no-netlink`, first of all: the kernel does
-       * not send uevents here, so that everything is noticed at the next look, about a second later.
+       * Events were lost: `devices` are all devices, free ones too, as they are now. `overrun`: more happened than the
+       * kernel or the reader could keep up with. `no-netlink`, the first event: the kernel sends no uevents here, so
+       * the devices are polled about once a second.
        */
       type: 'resync'
       cause: 'overrun' | 'no-netlink'

@@ -27,8 +27,8 @@ import { findLoopAt } from './mounted.ts'
 
 export interface FindOptions extends Wait {
   /**
-   * Devices that could be those that are looked for, but cannot be asked, are in the answer too, and say why:
-   * `LoopInfo.unconfirmed`. Default false: they are left out, and find() rejects where it found nothing else.
+   * Also returns devices that may be the ones you look for, but cannot be asked; `LoopInfo.unconfirmed` says why.
+   * Default false: such devices are left out, and find() rejects if it found nothing else.
    */
   unconfirmed?: boolean | undefined
   /** Milliseconds; default 5 000. */
@@ -36,10 +36,12 @@ export interface FindOptions extends Wait {
 }
 
 /**
- * The devices attached to this very file, or those that carry the tag. What is the same file is told by numbers, device
- * and inode, and for a block device its own number, whichever node it was attached through: LOOP_GET_STATUS64. A path is
- * not looked at: that of another mount namespace can be another file here. Or the device that is mounted on the folder
- * `mountPoint`, itself or by a partition.
+ * Returns the devices that are attached to the file `what`, or that have the tag `reference`, or the device that is
+ * mounted, itself or one of its partitions, on the folder `mountPoint`.
+ *
+ * A file is recognised by its device and inode, and a block device by its number, whichever node it was attached
+ * through: LOOP_GET_STATUS64. Paths are not compared, because a path in another mount namespace can be another file
+ * here.
  */
 export async function find(
   what: BackingFile | { reference: string } | { mountPoint: string },

@@ -12,7 +12,7 @@ import * as sysfs from '../kernel/sysfs.ts'
 import { type DeviceFiles, type Found, readDevices, readDevicesSync } from '../kernel/sysfs-batch.ts'
 import { addLower } from './lower.ts'
 
-/** A loop device as sysfs shows it; plain data. */
+/** A loop device, as sysfs shows it; plain data. */
 export interface LoopInfo {
   /** The N of /dev/loopN. */
   number: number
@@ -23,35 +23,35 @@ export interface LoopInfo {
   diskSeq?: number
   attached: boolean
   /**
-   * The kernel's path of the backing file as this process's root sees it, without ` (deleted)`; null when free, and
-   * for a path of more than 4094 bytes, which sysfs cannot show.
+   * The kernel's path of the backing file, as seen from this process's root, without ` (deleted)`. Null if the device
+   * is free, or if the path has more than 4094 bytes, which sysfs cannot show.
    */
   backingFile: string | null
-  /** The file was deleted: the kernel says so, and nothing exists under the whole text. */
+  /** Whether the file was deleted: the kernel shows ` (deleted)`, and no file has that whole name. */
   backingDeleted: boolean
   /** Bytes. */
   offset: number
-  /** Bytes; 0: to the end of the file. */
+  /** Bytes; 0: up to the end of the file. */
   sizeLimit: number
-  /** What the device shows, in bytes: a multiple of 512. */
+  /** Size of the device in bytes: a multiple of 512. */
   size: number
-  /** Logical block size in bytes; 512 where the kernel does not tell, for as long as it drains the queue of the device. */
+  /** Logical block size in bytes; 512 if the kernel does not answer, because it is draining the queue of the device. */
   blockSize: number
   readOnly: boolean
   autoclear: boolean
   partscan: boolean
   directIO: boolean
-  /** Backed by this other loop device. */
+  /** The number of the loop device that backs this one, if one does. */
   lower?: number
   /**
-   * Only in an answer of find() that was asked for it: the device could be what was looked for, and why that could not
-   * be confirmed.
+   * Only from `find()` with `unconfirmed: true`: the device may be one that you look for, but could not be asked, for
+   * this reason.
    */
   unconfirmed?: 'permission' | 'timeout' | 'no-node'
 }
 
 export interface ListOptions extends Wait {
-  /** The free devices too. Default false. */
+  /** Also returns the free devices. Default false. */
   all?: boolean | undefined
   /** Milliseconds; default 5 000. */
   timeout?: number | undefined
@@ -59,7 +59,7 @@ export interface ListOptions extends Wait {
 
 const DELETED = ' (deleted)'
 
-/** The attached devices, by number. */
+/** Returns the attached devices, ordered by number. Reads sysfs: needs no privileges and opens no device. */
 export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   const { all, ...wait } = checkOptions(options, ['all', 'signal', 'timeout'])
   const wantsAll = all === undefined ? false : checkBoolean('all', all)

@@ -22,22 +22,22 @@ import {
 } from '../kernel/uapi.ts'
 import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
 
-/** A {@link LoopInfo}, and what only LOOP_GET_STATUS64 knows. */
+/** A {@link LoopInfo}, with what only LOOP_GET_STATUS64 knows. */
 export interface LoopStatus extends LoopInfo {
-  /** `lo_file_name`: the tag given by whoever attached it; losetup writes the path there. Null: see `unanswered`. */
+  /** The tag given at the attach (`lo_file_name`); losetup writes the file's path there. Null: see `unanswered`. */
   reference: string | null
   /** `major:minor` of the filesystem that has the backing file. */
   backingDevice: string | null
-  /** Inode of the backing file, decimal: it can be beyond what a number holds. */
+  /** Inode of the backing file, as decimal text, because it can be too large for a number. */
   backingInode: string | null
-  /** The upper device of a stack: see `swappable` of attach. */
+  /** Whether this is the upper device of a stack: see `swappable` of {@link attach}. */
   swappable: boolean
   /**
-   * Why LOOP_GET_STATUS64 has not answered, where the filesystem of the backing file does not, or is gone: then the three
-   * that only it knows are null, and the rest is from sysfs.
+   * Why LOOP_GET_STATUS64 has not answered, if the filesystem of the backing file does not answer or is gone. Then
+   * `reference`, `backingDevice` and `backingInode` are null, and the rest is from sysfs.
    */
   unanswered?: string
-  /** What was found odd about the device by the handle that was asked: see {@link Warning}. */
+  /** What this handle has found odd about the device: see {@link Warning}. */
   warnings: readonly Warning[]
 }
 

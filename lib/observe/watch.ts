@@ -15,7 +15,7 @@ import { compare, type Hint, know, type Known, type LoopEvent, NO_HINT } from '.
 import { list, readInfo, toInfo } from './list.ts'
 
 export interface WatchOptions {
-  /** Ends it: `next()` rejects with the signal's reason. */
+  /** When it is aborted, the watch ends, and `next()` rejects with the signal's reason. */
   signal?: AbortSignal | undefined
 }
 
@@ -31,8 +31,8 @@ const PERIOD = 1_000
 const REST = 20
 
 /**
- * The events since this call; see {@link LoopEvent}. It holds a socket and a thread until it is ended: by leaving the
- * loop, `return()` or the signal.
+ * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. The watch has a
+ * socket and a thread until it ends: when you leave the loop, call `return()`, or abort the signal.
  */
 export function watch(options?: WatchOptions): AsyncIterableIterator<LoopEvent> {
   const { signal } = checkOptions(options, ['signal'])

@@ -6,24 +6,24 @@ import { type LoopError, refusal } from '../errors/errors.ts'
 /** Reads that many bytes from that byte on: whole blocks, aligned to them, and never beyond the device's end. */
 export type BlockReader = (position: bigint, length: number) => Promise<Uint8Array>
 
-/** A partition, as the table has it; plain data. */
+/** A partition, as the partition table describes it; plain data. */
 export interface TablePartition {
   /** As in `/dev/loop0p3`; logical partitions begin at 5. The kernel shows numbers up to 255. */
   number: number
   /** Bytes from the beginning of the device. */
   start: number
-  /** Bytes, as the kernel shows them: of a container of logical partitions 1 KiB, or one block. */
+  /** Bytes, as the kernel shows them: for the extended partition of an MBR 1 KiB, or one block. */
   size: number
-  /** GPT: attribute 60, "read-only", which the kernel pays no attention to. MBR: false. */
+  /** GPT: attribute 60, "read-only", which the kernel ignores. MBR: false. */
   readOnly: boolean
   table: 'gpt' | 'mbr'
   /** GPT: the GUID, upper case. MBR: the number, hexadecimal, lower case: `83`, `c`. */
   type: string
-  /** What sfdisk calls the type, where it is a common one. */
+  /** The name that sfdisk has for the type, if it is a common type. */
   typeName?: string
-  /** GPT only, where there is one. */
+  /** GPT only, if the partition has one. */
   label?: string
-  /** GPT: the partition's GUID, upper case. MBR: the kernel's PARTUUID, `1a2b3c4d-05`; absent where the disk has no id. */
+  /** GPT: the partition's GUID, upper case. MBR: the kernel's PARTUUID, `1a2b3c4d-05`; absent if the disk has no id. */
   uuid?: string
   /** MBR: active. GPT: legacy BIOS bootable. */
   bootable: boolean
@@ -32,13 +32,13 @@ export interface TablePartition {
 /** The partition table of an image or a device; plain data. */
 export interface PartitionTable {
   table: 'gpt' | 'mbr'
-  /** Bytes: what the table counts in. */
+  /** The logical block size, in bytes, in which the table counts. */
   blockSize: number
   /** GPT: the disk's GUID, upper case. MBR: `0x1a2b3c4d`. */
   diskId: string
-  /** By number. What overlaps is all here; what is not on the device is cut, or left out with a warning. */
+  /** Ordered by number. Overlapping ones are all here. Those beyond the end are cut, or left out with a warning. */
   partitions: TablePartition[]
-  /** What is odd about the table, and did not keep it from being read. */
+  /** What is odd about the table, although it could be read. */
   warnings: Warning[]
 }
 

@@ -19,11 +19,11 @@ const { EBUSY } = constants.errno
 
 /** A partition of an attached device; plain data. */
 export interface Partition extends KnownPartition {
-  /** From here on: what the partition table says of it. Absent where there is none that does. */
+  /** From here on: what the partition table says about it. Absent if the table says nothing. */
   table?: 'gpt' | 'mbr'
   /** GPT: the GUID, upper case. MBR: two hexadecimal digits or one, `83`, `c`. */
   type?: string
-  /** What sfdisk calls the type, where it is a common one. */
+  /** The name that sfdisk has for the type, if it is a common type. */
   typeName?: string
   /** GPT only. */
   label?: string
@@ -35,8 +35,8 @@ export interface Partition extends KnownPartition {
 
 export interface RescanOptions extends Wait {
   /**
-   * `'kernel'`: BLKRRPART, and what the kernel's own parsers find. `'user'`: the table, GPT or MBR, is read here, and the
-   * kernel told with BLKPG. Default: whatever works; BLKPG alone where the device has no partition scan
+   * `'kernel'`: BLKRRPART, with the kernel's own parsers. `'user'`: loopctl reads the table (GPT or MBR) and adds the
+   * partitions with BLKPG. Default: whichever works; only BLKPG if the device has no partition scan
    * (`LO_FLAGS_PARTSCAN`).
    */
   mode?: 'kernel' | 'user' | undefined

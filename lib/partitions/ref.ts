@@ -5,8 +5,8 @@ import { refusal } from '../errors/errors.ts'
 import type { PartitionTable, TablePartition } from './disk.ts'
 
 /**
- * One partition of a table. By number, as in `/dev/loop0p2`; by its label, which is compared exactly; by its UUID, or by
- * its type (a GUID, or `0x83`), both compared without regard to case.
+ * One partition of a table: by its number, as in `/dev/loop0p2`; by its label, which is compared exactly; or by its
+ * UUID or its type (a GUID, or `0x83`), which are compared without regard to case.
  */
 export type PartitionRef = number | { readonly label: string } | { readonly uuid: string } | { readonly type: string }
 
