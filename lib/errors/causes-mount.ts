@@ -17,21 +17,23 @@ export const MOUNT_CAUSES: Record<string, Record<string, Cause[]>> = {
   move_mount: {
     EPERM: notAllowed,
     EACCES: notAllowed,
-    ENOTDIR: [{ reason: 'target', detail: 'is no folder: a filesystem is mounted on a folder' }],
+    ENOTDIR: [{ reason: 'target', detail: 'it is not a folder, and a filesystem can only be mounted on a folder' }],
     ENOENT: [{ reason: 'target', detail: 'the folder was removed' }],
     ELOOP: [{ reason: 'target', detail: 'the folder is in the filesystem that is to be mounted on it' }],
-    EINVAL: [{ reason: 'target', detail: 'the kernel does not take it for a folder of this mount namespace' }],
+    EINVAL: [{ reason: 'target', detail: 'the kernel says that the folder does not belong to this mount namespace' }],
   },
   umount2: { EPERM: notAllowed, EBUSY: [inUse], EINVAL: notMounted, ENOENT: notMounted, ENOTDIR: notMounted },
   target: {
     ENOENT: [{ reason: 'target', detail: 'there is no such folder', hint: 'make it, or mount with makeTarget: true' }],
-    ENOTDIR: [{ reason: 'target', detail: 'a part of the path is no folder' }],
+    ENOTDIR: [{ reason: 'target', detail: 'a part of the path is not a folder' }],
     ELOOP: [{ reason: 'target', detail: 'there are too many symbolic links' }],
     ENAMETOOLONG: [{ reason: 'target' }],
     EROFS: [{ reason: 'target', detail: 'the filesystem there is read-only' }],
     EACCES: [
-      { reason: 'permission', detail: () => `the folder may not be looked up or made: ${describePrivileges()}` },
+      { reason: 'permission', detail: () => `this process may not find or make the folder: ${describePrivileges()}` },
     ],
-    EPERM: [{ reason: 'permission', detail: () => `the folder may not be looked up or made: ${describePrivileges()}` }],
+    EPERM: [
+      { reason: 'permission', detail: () => `this process may not find or make the folder: ${describePrivileges()}` },
+    ],
   },
 }

@@ -80,7 +80,7 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
         when: isThere,
         detail: 'the kernel has the device, but /dev has no node for it',
         hint: (failure) =>
-          `make the node: mknod ${failure.path} b ${nodeNumbersOf(failure)}; attach() does where it may`,
+          `make the node: mknod ${failure.path} b ${nodeNumbersOf(failure)}; attach() makes it if it is allowed to`,
       },
       { reason: 'no-such-device', detail: 'there is no such device' },
     ],
@@ -120,7 +120,7 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
     EACCES: [
       {
         reason: 'node-missing',
-        detail: () => `this /dev has no node for it, and none may be made: ${describePrivileges()}`,
+        detail: () => `this /dev has no node for it, and this process may not make one: ${describePrivileges()}`,
         hint: ALLOW_MKNOD,
       },
     ],
@@ -137,8 +137,8 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
     ENOTDIR: [{ reason: 'no-such-file' }],
     ELOOP: [{ reason: 'no-such-file' }],
     ENAMETOOLONG: [{ reason: 'no-such-file' }],
-    EACCES: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
-    EPERM: [{ reason: 'permission', detail: () => `the file may not be opened: ${describePrivileges()}` }],
+    EACCES: [{ reason: 'permission', detail: () => `this process may not open the file: ${describePrivileges()}` }],
+    EPERM: [{ reason: 'permission', detail: () => `this process may not open the file: ${describePrivileges()}` }],
     EISDIR: [{ reason: 'not-a-file-or-block-device' }],
     EBUSY: [
       {
@@ -147,7 +147,7 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
         hint: 'unmount it first, or attach with readOnly: true',
       },
     ],
-    ENXIO: [{ reason: 'not-a-file-or-block-device', detail: 'the node has no device behind it' }],
+    ENXIO: [{ reason: 'not-a-file-or-block-device', detail: 'there is no device behind the node' }],
   },
   'create destination': {
     ENOENT: [{ reason: 'no-such-file', detail: 'the folder does not exist' }],
@@ -155,16 +155,16 @@ export const OPEN_CAUSES: Record<string, Record<string, Cause[]>> = {
     ENAMETOOLONG: [{ reason: 'no-such-file' }],
     ELOOP: [{ reason: 'no-such-file' }],
     EROFS: [{ reason: 'permission', detail: 'the filesystem is mounted read-only' }],
-    EACCES: [{ reason: 'permission', detail: () => `the file may not be made: ${describePrivileges()}` }],
-    EPERM: [{ reason: 'permission', detail: () => `the file may not be made: ${describePrivileges()}` }],
+    EACCES: [{ reason: 'permission', detail: () => `this process may not make the file: ${describePrivileges()}` }],
+    EPERM: [{ reason: 'permission', detail: () => `this process may not make the file: ${describePrivileges()}` }],
     EEXIST: [{ reason: 'destination-exists' }],
     EDQUOT: [{ reason: 'no-space' }],
-    EFBIG: [{ reason: 'no-space', detail: 'the filesystem takes no file of that size' }],
+    EFBIG: [{ reason: 'no-space', detail: 'the filesystem cannot hold a file of that size' }],
     EOPNOTSUPP: [
       {
         reason: 'unsupported-kernel',
         detail: 'the filesystem of the file cannot reserve blocks',
-        hint: 'leave that out: the file is sparse then',
+        hint: 'do not reserve blocks: the file is then sparse',
       },
     ],
   },

@@ -10,7 +10,7 @@ const badPartition: Cause[] = [
     when: (failure) => partitionFault(failure) !== undefined,
     detail: partitionFault,
   },
-  { reason: 'bad-partition-table', detail: 'the kernel does not take that partition' },
+  { reason: 'bad-partition-table', detail: 'the kernel does not accept that partition' },
 ]
 
 const noPartition: Cause[] = [
@@ -20,7 +20,7 @@ const noPartition: Cause[] = [
 const partitionOverlaps: Cause = {
   reason: 'overlap',
   detail: 'the partition overlaps with another one',
-  hint: 'see the others with partitions()',
+  hint: 'list the others with partitions()',
 }
 
 /** Per call or role, per errno. */
@@ -48,12 +48,12 @@ export const PARTITION_CAUSES: Record<string, Record<string, Cause[]>> = {
   'BLKPG add': {
     EACCES: notAllowed,
     EINVAL: badPartition,
-    ENXIO: [{ reason: 'no-such-device', detail: 'the device is going' }],
+    ENXIO: [{ reason: 'no-such-device', detail: 'the device is being detached' }],
     EBUSY: [
       {
         reason: 'device-exists',
         when: partitionIsThere,
-        detail: (failure) => `${partitionPath(failure)} is there already`,
+        detail: (failure) => `${partitionPath(failure)} exists already`,
       },
       partitionOverlaps,
     ],

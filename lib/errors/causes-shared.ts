@@ -40,12 +40,12 @@ export const beingDetached: Cause = {
   reason: 'detaching',
   when: isGoing,
   detail: 'the device is being detached, and still held by another process',
-  hint: 'wait until it is gone, or leave out the number to get another device',
+  hint: 'wait until it is detached, or leave out the number to get another device',
 }
 
 export const inUse: Cause = {
   reason: 'in-use',
   detail: ({ holders }) => (holders?.length ? describeHolders(holders) : 'somebody else holds the device'),
   hint: ({ holders }) =>
-    holders?.length ? adviseHolders(holders) : 'see who holds it with holders(), and let go of it there',
+    holders?.length ? adviseHolders(holders) : 'see who holds it with holders(), and end that use',
 }

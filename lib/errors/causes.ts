@@ -105,7 +105,7 @@ const encryption: Cause = {
 const impossibleBlockSize: Cause = {
   reason: 'block-size',
   detail: describeBlockSize,
-  hint: 'leave it out for the choice of the kernel',
+  hint: 'leave out the block size, and the kernel chooses one',
 }
 
 const beyondSectors: Cause = {
@@ -157,7 +157,7 @@ const configure: Record<string, Cause[]> = {
       reason: 'unsupported-kernel',
       when: ({ asked }) => ((asked?.flags ?? 0) & ~CONFIGURE_FLAGS) !== 0,
       detail: ({ asked }) =>
-        `flags ${hex((asked?.flags ?? 0) & ~CONFIGURE_FLAGS)} are none that LOOP_CONFIGURE takes (${hex(CONFIGURE_FLAGS)})`,
+        `LOOP_CONFIGURE does not accept flags ${hex((asked?.flags ?? 0) & ~CONFIGURE_FLAGS)}, only ${hex(CONFIGURE_FLAGS)}`,
     },
     { ...impossibleBlockSize, when: isImpossibleBlockSize },
     { ...encryption, when: ({ asked }) => asked?.encryption === true },
@@ -187,8 +187,8 @@ export const CAUSES: Record<string, Record<string, Cause[]>> = {
         reason: 'device-exists',
         detail: ({ number }) =>
           number === undefined
-            ? 'this kernel adds no device while there is a free one'
-            : `/dev/loop${number} is there already`,
+            ? 'this kernel adds no device while another one is free'
+            : `/dev/loop${number} exists already`,
         hint: 'use it, or leave out the number to get a new one',
       },
     ],
@@ -196,12 +196,12 @@ export const CAUSES: Record<string, Record<string, Cause[]>> = {
       {
         reason: 'resources',
         detail: ({ number }) =>
-          `the kernel has no minor for ${number === undefined ? 'another device' : `number ${number}`} (of ${LOOP_NUMBER_MAX + 1}, shared with partitions)`,
+          `the kernel has no minor number left for ${number === undefined ? 'another device' : `device ${number}`} (there are ${LOOP_NUMBER_MAX + 1}, shared with partitions)`,
       },
     ],
   },
   'LOOP_CTL_REMOVE': {
-    EINVAL: [{ reason: 'no-such-device', detail: 'the kernel does not take that number' }],
+    EINVAL: [{ reason: 'no-such-device', detail: 'the kernel does not accept that number' }],
     ENODEV: [
       {
         reason: 'contention',
@@ -225,7 +225,12 @@ export const CAUSES: Record<string, Record<string, Cause[]>> = {
     ],
   },
   'LOOP_CTL_GET_FREE': {
-    EINVAL: [{ reason: 'resources', detail: `all minors are in use (${LOOP_NUMBER_MAX + 1}, shared with partitions)` }],
+    EINVAL: [
+      {
+        reason: 'resources',
+        detail: `all minor numbers are in use (there are ${LOOP_NUMBER_MAX + 1}, shared with partitions)`,
+      },
+    ],
   },
   'LOOP_CONFIGURE': configure,
   'LOOP_SET_FD': configure,
@@ -254,14 +259,14 @@ export const CAUSES: Record<string, Record<string, Cause[]>> = {
           const sizes = compareSizes(failure)
           return sizes && sizeDifference(sizes.now, sizes.next)
         },
-        hint: 'make it as long as the present one, or attach with a size limit that both have',
+        hint: 'make the new file as long as the present one, or attach with a size limit that fits both',
       },
       restsOnLoop,
       {
         reason: 'size-mismatch',
         when: (failure) => compareSizes(failure) !== undefined,
         detail: 'the present backing file has another size than when it was attached',
-        hint: 'refreshCapacity() first, and take a file of that size',
+        hint: 'call refreshCapacity() first, and use a file of that size',
       },
       { reason: 'size-mismatch', detail: 'the new backing file has another size than the present one' },
     ],
@@ -270,7 +275,9 @@ export const CAUSES: Record<string, Record<string, Cause[]>> = {
   'LOOP_GET_STATUS64': {
     ENXIO: notAttached,
     EINVAL: [{ reason: 'unsupported-kernel', detail: 'the kernel, or a sandbox in its place, does not know the call' }],
-    EOVERFLOW: [{ reason: 'unsupported-kernel', detail: 'the kernel answers in a form that is too small' }],
+    EOVERFLOW: [
+      { reason: 'unsupported-kernel', detail: 'the values do not fit into the structure in which the kernel answers' },
+    ],
   },
   'LOOP_SET_STATUS64': setStatus,
   'LOOP_SET_CAPACITY': { EPERM: notAllowed, ENXIO: notAttached, EFBIG: [beyondSectors] },

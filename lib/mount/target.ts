@@ -185,7 +185,9 @@ async function asFolder(place: Target, target: string, deadline: Deadline): Prom
   const type = (statDescriptor(fd)?.mode ?? 0) & S_IFMT
   if (type === S_IFLNK) return followLink(place, target, deadline)
   if (type !== S_IFDIR) {
-    throw refusal('target', 'open', 'is no folder: a filesystem is mounted on a folder', { path: target })
+    throw refusal('target', 'open', 'it is not a folder, and a filesystem can only be mounted on a folder', {
+      path: target,
+    })
   }
   const told = readLinkSync(`/proc/self/fd/${fd}`)
   return { ...place, path: typeof told === 'string' ? told : place.path }

@@ -189,7 +189,7 @@ describe('EINVAL from LOOP_CONFIGURE', () => {
         const config = { fd: backingFd, info: { flags: 0x42 } }
         await bothFail(
           'unsupported-kernel',
-          /flags 0x42 are none that LOOP_CONFIGURE takes \(0x1d\)/,
+          /LOOP_CONFIGURE does not accept flags 0x42, only 0x1d/,
           () => ioctl.loopConfigure(fd, config),
           () => ioctl.loopConfigureSync(fd, config),
         )

@@ -248,7 +248,7 @@ describe('the target', () => {
     makeFilesystem('ext4', join(folder, 'image'))
     writeFileSync(join(place, 'file'), '')
     await using device = await attach(join(folder, 'image'))
-    expect((await failure('target', () => device.mount(join(place, 'file')))).message).toContain('is no folder')
+    expect((await failure('target', () => device.mount(join(place, 'file')))).message).toContain('is not a folder')
     await failure('target', () => device.mount(join(place, 'file', 'x')))
     expect((await failure('target', () => device.mount('/'))).message).toContain('the root')
   })
