@@ -145,14 +145,14 @@ function unite(line: string[], documented: string[][]): string[] {
 }
 
 function markdown(lines: string[][]): string {
-  const head = ['ioctl', 'errno', 'known to be answered', 'reason, the call itself', 'reasons, operations', 'verdict']
+  const head = ['ioctl', 'errno', 'known answer', 'reason of the call', 'reasons of operations', 'verdict']
   const widths = head.map((cell, column) => Math.max(cell.length, ...lines.map((line) => line[column]?.length ?? 0)))
   const format = (line: string[]) => `| ${line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(' | ')} |`
   const unknown = lines.filter((line) => line.at(-1) === 'unknown').length
   return [
     BEGIN,
     '',
-    `${lines.length} pairs, of which ${unknown} are \`unknown\`: the kernel is not known to answer so, or only to wrong arguments.`,
+    `These are ${lines.length} pairs of ioctl and errno. For ${unknown} of them the reason is \`unknown\`, because the kernel is not known to give this answer, or gives it only for wrong arguments.`,
     '',
     format(head),
     `| ${widths.map((width) => '-'.repeat(width)).join(' | ')} |`,
