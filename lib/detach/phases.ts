@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import { backoff, tries } from '../common/deadline.ts'
 import type { Phase } from '../common/phases.ts'
-import { type LoopError, refusal } from '../errors/errors.ts'
+import { LoopError, refusal } from '../errors/errors.ts'
 import { adviseHolders, describeHolders, findHolders, findStackedLoops, type Holder } from '../errors/holders.ts'
 import type { Handle } from '../handle/handle.ts'
 import { noteFree } from '../handle/free-devices.ts'
@@ -11,7 +11,7 @@ import { openDevice } from '../kernel/devnode.ts'
 import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { canAdministrate } from '../kernel/process.ts'
 import type { Sequence, Step } from '../kernel/sequence.ts'
-import { linksWithoutPartitions } from '../kernel/sysfs.ts'
+import * as sysfs from '../kernel/sysfs.ts'
 import { removeUnused } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
 import { assertRemovable, type Detaching, readPresent } from './detaching.ts'
@@ -33,7 +33,7 @@ export class PresentPhase implements Phase {
 
   plan(sequence: Sequence): (() => void) | undefined {
     const { number, descriptor, expected } = this.#work.handle
-    const links = linksWithoutPartitions('attached')
+    const links = sysfs.linksWithoutPartitions('attached')
     if (expected === undefined || links === undefined) return undefined
     const { diskSeq, flags, autoclear, isServed } = expected
     sequence.expect(diskSeq, 'blkGetDiskSeq', descriptor)
@@ -180,11 +180,18 @@ export class ClearPhase implements Phase {
     const { descriptor } = handle
     const first = await this.#work.handle.calls.loopClrFd(descriptor)
     const second = first < 0 ? first : await this.#work.handle.calls.loopClrFd(descriptor)
-    work.isGoing = first === -ENXIO || second === -ENXIO
+    work.isGoing = first === -ENXIO || second === -ENXIO || isFree(handle.number)
     if (work.isGoing) return this.#removePartitions()
     // Where detachSync() came meanwhile, the deferred detach is what is wanted
     handle.assertOpen()
-    await this.#takeBack()
+    try {
+      await this.#takeBack()
+    } catch (error) {
+      // The other user went between the two calls, and the second one has begun the end.
+      work.isGoing = LoopError.is(error, 'detaching') || LoopError.is(error, 'not-attached')
+      if (work.isGoing) return this.#removePartitions()
+      throw error
+    }
     if (first < 0) throw handle.explain('LOOP_CLR_FD', first)
     return this.#wait()
   }
@@ -286,7 +293,7 @@ export class VacatePhase implements Phase {
     return () => {
       if (!vacated.succeeded) return
       handle.closeVacated()
-      this.#work.isGone = links.answer !== undefined && links.answer === linksWithoutPartitions('free')
+      this.#work.isGone = links.answer !== undefined && links.answer === sysfs.linksWithoutPartitions('free')
       this.#finish()
     }
   }
@@ -310,6 +317,11 @@ export class VacatePhase implements Phase {
     if (isGone) noteFree(handle.number)
     this.#isDone = true
   }
+}
+
+/** K12, up to 6.10: the second LOOP_CLR_FD has detached it at once. */
+function isFree(number: number): boolean {
+  return sysfs.isMounted() && !sysfs.isBound(number)
 }
 
 async function holdersOf(handle: Handle): Promise<Holder[]> {

@@ -93,6 +93,23 @@ describe('detach', () => {
     expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
   })
 
+  // Of two LOOP_CLR_FD in a row each answers 0 where the other user goes in between: deferred, and begun.
+  test.for([1, 2, 3, 4, 5, 6])('the other user goes right before LOOP_CLR_FD %i', async (k, { image }) => {
+    const device = await attach(image('disk'))
+    const other = openSync(device.path, 'r')
+    let seen = 0
+    observe((call) => {
+      if (call === 'loopClrFd' && ++seen === k) closeSync(other)
+    })
+    try {
+      expect(await device.detach({ timeout: limit(15_000) })).toBe('detached')
+    } finally {
+      observe(undefined)
+    }
+    expect(seen).toBeGreaterThanOrEqual(k)
+    expect(existsSync(`/sys/block/loop${device.number}/loop`)).toBe(false)
+  })
+
   test('lazy hands a device in use to the kernel, which detaches it afterwards', async ({ image }) => {
     const device = await attach(image('disk'))
     const other = await opener(device.path)
