@@ -111,7 +111,8 @@ class Row final : public Task {
     std::byte* next = copy_.get();
     for (std::size_t i = 0; i < kMaxParameters; ++i) {
       if (!IsData(call.parameters[i])) continue;
-      if (call.parameters[i] != Parameter::kRoom) std::memcpy(next, arguments.data[i], sizes[i]);
+      if (call.parameters[i] != Parameter::kRoom && sizes[i] > 0)
+        std::memcpy(next, arguments.data[i], sizes[i]);
       arguments_.data[i] = next;
       next += sizes[i];
       if (IsFilled(call.parameters[i])) filled_ = {arguments_.data[i], sizes[i]};
@@ -134,8 +135,8 @@ class Row final : public Task {
       // Transferred to another thread meanwhile: nowhere to put the answer.
       if (bytes && bytes->size() == filled_.size()) {
         const bool is_struct = call_.data_size != 0;
-        std::memcpy(bytes->data(), filled_.data(),
-                    is_struct ? filled_.size() : static_cast<std::size_t>(result_));
+        const std::size_t size = is_struct ? filled_.size() : static_cast<std::size_t>(result_);
+        if (size > 0) std::memcpy(bytes->data(), filled_.data(), size);
       } else {
         result_ = -EFAULT;
       }

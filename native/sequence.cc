@@ -126,7 +126,10 @@ class Sequence final : public Task {
 
   napi_value Answer(napi_env env, napi_value out) override {
     const auto bytes = BytesOf({env, out});
-    if (bytes && bytes->size() == tape_.size()) std::memcpy(bytes->data(), tape_.data(), tape_.size());
+    // One without calls has no bytes, and then they are nowhere.
+    if (bytes && bytes->size() == tape_.size() && !tape_.empty()) {
+      std::memcpy(bytes->data(), tape_.data(), tape_.size());
+    }
     return Napi::Env(env).Undefined();
   }
 
