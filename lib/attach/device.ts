@@ -7,7 +7,8 @@ import { explain } from '../errors/explain.ts'
 import { findFree, likelyFree, noteTaken } from '../handle/free-devices.ts'
 import { type Bound, UNDOING } from '../kernel/bounded.ts'
 import { checkDeviceNode, devicePath, isDevKernels, makeNode, openDevice, removeNode } from '../kernel/devnode.ts'
-import { closeSync, O_RDWR, open, unlink } from '../kernel/files.ts'
+import { closeSync, O_RDWR } from '../kernel/files.ts'
+import { openByHiddenNode } from '../kernel/hidden-folder.ts'
 import { isUdevRunning } from '../kernel/surroundings.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { addDevice, getFree, openControl, removeDevice } from './loop-control.ts'
@@ -102,15 +103,11 @@ export class FreeDevice {
   /**
    * K4: for writing, by a node of our own. udev watches that of the device: when one who could write closes it, udev has
    * the kernel read the partition table again, and the partitions vanish for a moment after the attach has resolved.
+   * Where no such node can be had, the device is opened as usual.
    */
   async #openHiddenFromUdev(number: number): Promise<number> {
-    const device = isUdevRunning() ? sysfs.readDeviceNumbers(number) : undefined
-    if (device === undefined || !isDevKernels()) return -ENOENT
-    const path = `/dev/.loopctl-${process.pid}-${number}`
-    const made = await makeNode(path, device)
-    if (made < 0) return made
-    const fd = await open(path, O_RDWR)
-    await unlink(path)
+    if (!isUdevRunning() || !isDevKernels() || !sysfs.deviceExists(number)) return -ENOENT
+    const fd = await openByHiddenNode(number, O_RDWR, this.#wishes.bound)
     if (fd >= 0) this.#isHiddenFromUdev = true
     return fd
   }

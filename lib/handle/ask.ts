@@ -6,13 +6,12 @@ import { explain } from '../errors/explain.ts'
 import { inBatches } from '../kernel/batches.ts'
 import { type Bound, GivenUp, listUnanswering } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
-import { openHiddenFolder } from '../kernel/hidden-folder.ts'
-import { minorOfDevice } from '../kernel/features.ts'
+import { openHiddenFolder, planHiddenNode } from '../kernel/hidden-folder.ts'
 import { close, O_RDONLY, stat } from '../kernel/files.ts'
 import { mountOf, readMountsSync } from '../kernel/mountinfo.ts'
 import { Sequence, type Step } from '../kernel/sequence.ts'
 import { readBackingFileSync } from '../kernel/sysfs.ts'
-import { decodeInfo, encodePath, formatDevice, LOOP_MAJOR, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
+import { decodeInfo, formatDevice, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
 
@@ -109,11 +108,7 @@ async function askByOwnNodes(numbers: readonly number[], bound: Bound): Promise<
     return join(
       await Promise.all(
         numbers.map((number) =>
-          askOne(number, partOf(bound, APART), (sequence) => {
-            const name = encodePath(`loop${number}`)
-            sequence.call('mknodBlockAt', folder, name, LOOP_MAJOR, minorOfDevice(number))
-            return sequence.call('openat', folder, name, O_RDONLY)
-          }),
+          askOne(number, partOf(bound, APART), (sequence) => planHiddenNode(sequence, folder, number, O_RDONLY)),
         ),
       ),
     )
