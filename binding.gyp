@@ -3,7 +3,7 @@
   "targets": [{
     "target_name": "loopctl",
     "conditions": [["OS != 'linux'", {"type": "none"}, {
-      "sources": ["native/addon.cc", "native/calls.cc", "native/effects.cc", "native/environment.cc", "native/extents.cc", "native/processes.cc", "native/reading.cc", "native/sequence.cc", "native/sysfs.cc", "native/uevent.cc", "native/workers.cc"],
+      "sources": ["native/addon.cc", "native/calls.cc", "native/effects.cc", "native/environment.cc", "native/extents.cc", "native/processes.cc", "native/reading.cc", "native/sequence.cc", "native/signals.cc", "native/sysfs.cc", "native/uevent.cc", "native/workers.cc"],
       "defines": [
         "NAPI_VERSION=9",
         "NODE_ADDON_API_DISABLE_CPP_EXCEPTIONS",

@@ -20,6 +20,7 @@
 
 #include "extents.h"
 #include "processes.h"
+#include "signals.h"
 #include "uapi.h"
 
 namespace loopctl {
@@ -431,6 +432,9 @@ long Fstatfs(Arguments& a) {
   return 0;
 }
 
+// Without what Node does at its end, which sets the terminal back to what it was at the start.
+long ExitAtOnce(Arguments& a) { ::_exit(a.Int(0)); }
+
 long PageSize(Arguments&) { return Answer(::sysconf(_SC_PAGESIZE)); }
 
 using enum Parameter;
@@ -523,6 +527,8 @@ constexpr Call kCalls[] = {
     {"copyExtents", CopyExtents, {kFd, kFd, kOut}, kCopySize},
     {"compareExtents", CompareExtents, {kFd, kFd, kOut}, kComparisonSize},
     {"processUse", ReadProcessUse, {kInt, kOut}, kProcessUseSize},
+    {"signalSender", SignalSender, {kInt}},
+    {"exitAtOnce", ExitAtOnce, {kInt}},
     {"pageSize", PageSize, {}},
 };
 

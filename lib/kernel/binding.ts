@@ -93,6 +93,8 @@ export interface Calls {
   copyExtents: [fromFd: number, toFd: number, copy: Uint8Array]
   compareExtents: [leftFd: number, rightFd: number, comparison: Uint8Array]
   processUse: [pid: number, use: Uint8Array]
+  signalSender: [number: number]
+  exitAtOnce: [status: number]
   pageSize: []
 }
 

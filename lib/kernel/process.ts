@@ -1,5 +1,6 @@
 /** /proc/self: what this process may do. */
 
+import { binding } from './binding.ts'
 import { readFileSync, readLinkSync } from './files.ts'
 
 export const CAP_DAC_OVERRIDE = 1n
@@ -37,6 +38,14 @@ export function hasCapability({ capabilities }: Privileges, capability: bigint):
 /** Whether CAP_SYS_ADMIN is in effect, and not only in a user namespace; false where it cannot be known. */
 export function canAdministrate(privileges: Privileges = readPrivileges()): boolean {
   return hasCapability(privileges, CAP_SYS_ADMIN) && !privileges.inUserNamespace
+}
+
+/**
+ * Ends the process when its other listeners of `exit` are done, by _exit(2): Node sets the terminal back to what it was
+ * when it started, and what another program has set since would be lost.
+ */
+export function leaveTerminal(status: number): void {
+  process.once('exit', () => binding().exitAtOnceSync(status))
 }
 
 function textOf(path: string): string {
