@@ -81,6 +81,8 @@ export const TOOLS = {
   'setpriv': ['tests', 'util-linux', 'util-linux', 'util-linux', 'setpriv', 'util-linux'],
   'mount.exfat-fuse': ['tests', 'exfat-fuse', null, null, null, null],
   'strace': ['tests', 'strace'],
+  'zsh': ['tests', 'zsh'],
+  'fish': ['tests', 'fish'],
   'groff': ['tests', 'groff-base', 'groff-base', 'groff', 'groff', 'groff'],
   'runc': ['tests', 'runc'],
   '/usr/share/containers/seccomp.json': [

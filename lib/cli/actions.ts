@@ -1,44 +1,43 @@
 /** What the commands do, list apart. Loaded when one of them is run. */
 
-import type { Command } from 'commander'
 import { styleText } from 'node:util'
 import type { AttachOptions } from '../attach/options.ts'
-import { readPartitionTable } from '../attach/window.ts'
-import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
-import { attach, type LoopDevice, open } from '../device.ts'
+import type { Wait } from '../common/deadline.ts'
+import { attach, open } from '../device.ts'
 import { doctor, type DoctorReport } from '../doctor/doctor.ts'
 import { refusal } from '../errors/errors.ts'
-import { explained } from '../errors/given-up.ts'
 import { LOWER_TAG } from '../handle/lower.ts'
 import type { DeviceRef } from '../handle/open.ts'
-import { numberOfNode } from '../kernel/devnode.ts'
 import type { LoopEvent } from '../observe/events.ts'
 import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
-import type { TablePartition } from '../partitions/disk.ts'
-import type { Partition } from '../partitions/partitions.ts'
-import { fileOf, findAttached } from './listing.ts'
+import { fileOf } from './columns.ts'
+import { translateHint } from './hints.ts'
+import { findAttached } from './listing.ts'
+import { fileArgument, UsageError } from './parse.ts'
 import { withProgress } from './progress.ts'
+import { closing } from './closing.ts'
+import { describeStatus } from './status.ts'
 import {
   boundOf,
   type Common,
   Exit,
   EXIT_FAILED,
-  fileArgument,
   interruptible,
   isBrokenPipe,
+  note,
   print,
-  printable,
   printJson,
   printWarnings,
   report,
-  table,
   warn,
 } from './terminal.ts'
+import { printable } from './text.ts'
 
 export { addAction, freeAction, removeAction } from './control-actions.ts'
 export { createAction, mountAction, umountAction } from './mount-actions.ts'
+export { partitionsAction } from './partitions-action.ts'
 
 type AttachFlags = Common & { directIo?: true | 'prefer'; createNode: boolean } & Omit<
     AttachOptions,
@@ -60,7 +59,7 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
       await (flags.json ? printJson({ ...(await device.status(left())), autoclear: false }) : print(`${device.path}\n`))
       signal.throwIfAborted()
       if (!device.owned) {
-        warn(`${device.path} was attached already and is shared: it goes when whoever attached it detaches it`)
+        note(`${device.path} was attached already and is shared: whoever attached it detaches it`, flags.json)
       }
       await device.release(left())
     } finally {
@@ -71,14 +70,14 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
 
 type RunFlags = AttachFlags & { mount?: true | string; options?: string }
 
-export async function runAction(file: string, words: string[], flags: RunFlags, self: Command): Promise<void> {
+export async function runAction(file: string, words: string[], flags: RunFlags): Promise<void> {
   const { mount, options, ...rest } = flags
-  if (mount === undefined && options !== undefined) self.error('error: --options is for --mount')
+  if (mount === undefined && options !== undefined) throw new UsageError('--options goes with --mount')
   // Loaded only here: node:child_process takes its time.
-  const { runWithDevice } = await import('./run.ts')
+  const [{ runWithDevice }, { endAs }] = await Promise.all([import('./run.ts'), import('./child.ts')])
   const target = mount === undefined ? undefined : mount === true ? null : mount
   const { timeout } = rest
-  process.exitCode = await runWithDevice(file, { ...attachOptions(rest), timeout }, words, target, { options })
+  endAs(await runWithDevice(file, { ...attachOptions(rest), timeout }, words, target, { options }))
 }
 
 interface DetachFlags extends Common {
@@ -90,15 +89,15 @@ interface DetachFlags extends Common {
 export async function detachAction(
   numbers: number[] = [],
   { json, file, timeout, ...options }: DetachFlags,
-  self: Command,
 ): Promise<void> {
-  if ((numbers.length === 0) === (file === undefined)) self.error('error: name devices, or a file with --file')
+  if ((numbers.length === 0) === (file === undefined)) throw new UsageError('name devices, or a file with --file')
   await interruptible(async (signal) => {
-    const refs: readonly DeviceRef[] = file === undefined ? numbers : await findTopmost(file, boundOf(timeout, signal))
+    const refs: readonly DeviceRef[] =
+      file === undefined ? numbers : await findTopmost(file, boundOf(timeout, signal), json)
     if (file !== undefined && refs.length === 0) {
       throw refusal('not-attached', 'ioctl', 'nothing is attached to it', {
         path: file,
-        hint: 'loopctl list shows what is attached',
+        hint: '`loopctl list` shows what is attached',
       })
     }
     const results = []
@@ -115,6 +114,8 @@ export async function detachAction(
         }
         const result = await closing(device, () => device.detach({ ...options, onUnmount, ...left() }))
         results.push({ number: device.number, path: device.path, result, ...(options.unmount && { unmounted }) })
+        // Of one that was named, the answer is a word.
+        if (!json) await print(numbers.length === 1 ? `${result}\n` : `${device.path}: ${result}\n`)
       } catch (error) {
         status = report(error, json === true)
         if (signal.aborted) break
@@ -126,8 +127,8 @@ export async function detachAction(
 }
 
 /** Those attached to the file, and for the lower device of a stack the upper one, which holds it. */
-async function findTopmost(file: string, left: () => Wait): Promise<LoopInfo[]> {
-  const found = await findAttached(file, left)
+async function findTopmost(file: string, left: () => Wait, json: true | undefined): Promise<LoopInfo[]> {
+  const found = await findAttached(file, left, { json })
   // A device that does not answer is none of those that were found, which have.
   const lowers = await find({ reference: LOWER_TAG }, { unconfirmed: true, ...left() })
   const all = await list(left())
@@ -143,10 +144,8 @@ export async function statusAction(number: number, { json, timeout }: Common): P
     const device = await open(number, left())
     const status = await closing(device, () => device.status(left()))
     if (json) return printJson(status)
-    const { warnings, ...fields } = status
-    printWarnings(warnings)
-    const lines = Object.entries(fields).map(([key, value]) => `${key}: ${printable(String(value ?? '-'))}\n`)
-    return print(lines.join(''))
+    printWarnings(status.warnings)
+    return print(describeStatus(status))
   })
 }
 
@@ -195,9 +194,8 @@ export async function resizeAction(
   number: number,
   wanted: number | undefined,
   { json, timeout, partition }: Common & { partition?: 'last' },
-  self: Command,
 ): Promise<void> {
-  if (wanted === undefined && partition !== undefined) self.error('error: --partition is for a new size')
+  if (wanted === undefined && partition !== undefined) throw new UsageError('--partition goes with a new size')
   await interruptible(async (signal) => {
     const left = boundOf(timeout, signal)
     const device = await open(number, left())
@@ -216,64 +214,25 @@ interface SetFlags extends Common {
   autoclear?: boolean
   partscan?: true
   reference?: string
+  overlap?: 'refuse' | 'allow'
 }
 
-export async function setAction(number: number, flags: SetFlags, self: Command): Promise<void> {
-  const { json, timeout, directIo, blockSize, ...change } = flags
+export async function setAction(number: number, flags: SetFlags): Promise<void> {
+  const { json, timeout, directIo, blockSize, overlap, ...change } = flags
   const changesStatus = Object.keys(change).length > 0
-  if (!changesStatus && directIo === undefined && blockSize === undefined) self.error('error: nothing to set')
+  if (!changesStatus && directIo === undefined && blockSize === undefined) {
+    throw new UsageError('there is nothing to set', 'loopctl set --help shows what can be set')
+  }
   await interruptible(async (signal) => {
     const left = boundOf(timeout, signal)
     const device = await open(number, left())
     await closing(device, async () => {
-      if (changesStatus) await device.setStatus(change, left())
+      if (changesStatus) await device.setStatus(change, { overlap, ...left() })
       if (blockSize !== undefined) await device.setBlockSize(blockSize, left())
       if (directIo !== undefined) await device.setDirectIO(directIo, left())
       if (json) await printJson(await device.status(left()))
     })
   })
-}
-
-export async function partitionsAction(
-  named: number | string,
-  { json, timeout, rescan }: Common & { rescan?: true },
-  self: Command,
-): Promise<void> {
-  await interruptible(async (signal) => {
-    const left = boundOf(timeout, signal)
-    const what = typeof named === 'number' ? named : await deviceOrFile(named, left)
-    if (typeof what === 'string' && rescan) self.error('error: --rescan is for a device, not for a file')
-    if (typeof what === 'string') {
-      const found = await readPartitionTable(fileArgument(what), left())
-      if (json) return printJson(found)
-      printWarnings(found.warnings)
-      return printPartitions('NUMBER', found.partitions)
-    }
-    const device = await open(what, left())
-    const partitions = await closing(device, () =>
-      rescan ? device.rescanPartitions(left()) : device.partitions(left()),
-    )
-    if (json) return printJson(partitions)
-    printWarnings(device.warnings)
-    return printPartitions('DEVICE', partitions)
-  })
-}
-
-/** A link to a device is that device; every other path is a file. */
-async function deviceOrFile(path: string, left: () => Wait): Promise<number | string> {
-  const { bound } = checkDeadline(left(), LOOKING)
-  const found = await explained(() => numberOfNode(path, bound), path)
-  return typeof found === 'number' ? found : path
-}
-
-async function printPartitions(title: string, partitions: readonly (Partition | TablePartition)[]): Promise<void> {
-  if (partitions.length === 0) return
-  const rows = partitions.map((partition) => {
-    const { number, start, size, type, typeName, label, bootable } = partition
-    const name = 'path' in partition ? partition.path : number
-    return [name, start, size, typeName ?? type ?? '-', printable(label ?? '-'), bootable ? 'bootable' : '-']
-  })
-  await print(table([title, 'START', 'SIZE', 'TYPE', 'LABEL', 'FLAGS'], rows))
 }
 
 /** Ends with the reader too: it sees that at the next event. */
@@ -310,8 +269,8 @@ const MARKS = { ok: ['green', '✓'], warning: ['yellow', '!'], failure: ['red',
 function doctorTable({ checks, canAttach }: DoctorReport): string {
   const width = Math.max(...checks.map(({ name }) => name.length))
   const lines = checks.flatMap(({ name, status, message, remedy }) => [
-    `${mark(status)} ${name.padEnd(width)}  ${printable(message)}`,
-    remedy === undefined ? [] : `  ${' '.repeat(width)}  -> ${printable(remedy)}`,
+    `${mark(status)} ${name.padEnd(width)}  ${printable(translateHint(message))}`,
+    remedy === undefined ? [] : `  ${' '.repeat(width)}  -> ${printable(translateHint(remedy))}`,
   ])
   return `${[...lines.flat(), '', `attaching ${canAttach ? 'works' : 'does not work'}`].join('\n')}\n`
 }
@@ -320,15 +279,4 @@ function doctorTable({ checks, canAttach }: DoctorReport): string {
 function mark(status: keyof typeof MARKS): string {
   const [colour, sign] = MARKS[status]
   return styleText(colour, sign, { stream: process.stdout })
-}
-
-/** Milliseconds for the end of a handle whose operation was given up on: the end of this process is its end too. */
-const CLOSING_MS = 100
-
-async function closing<T>(device: LoopDevice, operation: () => Promise<T>): Promise<T> {
-  try {
-    return await operation()
-  } finally {
-    await device.close({ timeout: CLOSING_MS })
-  }
 }

@@ -1,31 +1,48 @@
 /** The command's words. What each of them does is loaded when it is asked for: {@link later}. */
 
-import { Command, InvalidArgumentError, Option } from 'commander'
+import { Argument, Command, Option } from 'commander'
 import { ROOT } from '../kernel/binding.ts'
 import { readFileSync } from '../kernel/files.ts'
-import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
-import { bashCompletion } from './completion.ts'
+import { completionScript, SHELLS } from './completion.ts'
+import { addHelp, addNotes } from './help.ts'
 import { listAction } from './listing.ts'
 import {
+  BYTES,
+  DEVICE,
+  FILE,
+  MOUNT_OPTIONS,
+  overlapOption,
+  withAttachOptions,
+  withChangeOptions,
+  withTimeout,
+} from './options.ts'
+import {
+  parseBlockSize,
   parseDevice,
   parseDeviceOrFile,
   parseDevices,
+  parseMount,
+  parsePartition,
   parseSize,
   parseSwitch,
-  parseWholeNumber,
-  print,
-} from './terminal.ts'
+} from './parse.ts'
+import { print } from './terminal.ts'
+
+// For the manual page
+export { ENVIRONMENT, EXAMPLES, EXIT_STATUS, FILES, HELP, NOTES } from './help.ts'
 
 const { version } = JSON.parse(String(readFileSync(`${ROOT}/package.json`))) as { version: string }
 
 /** With all commands, or only that which the first word names. */
 export function makeProgram(first?: string): Command {
-  const program = new Command('loopctl')
+  const program = addNotes(new Command('loopctl'))
     .description('Linux loop devices: a file becomes a block device')
-    .version(version)
+    .version(version, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print the help')
+    .helpCommand('help [command]', 'print the help, of all or of one command')
+    // Errors are thrown, and said in terminal.ts as all others are.
     .exitOverride()
-    .showHelpAfterError('(loopctl --help tells the usage)')
-    .addHelpText('after', () => `\n${NOTES.map(([title, text]) => `${title}: ${text}`).join('\n')}`)
+    .configureOutput({ outputError: () => {} })
 
   // Where one is named, the others need not be defined, which takes a millisecond or two.
   const named = first !== undefined && Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
@@ -36,142 +53,158 @@ export function makeProgram(first?: string): Command {
 /** The commands, in the order of the help. */
 const COMMANDS: Record<string, (program: Command) => Command> = {
   attach: (program) =>
-    withAttachOptions(command(program, 'attach', 'attach a file, and print the device'))
+    withTimeout(withAttachOptions(command(program, 'attach', 'attach a file, and print the path of the device')))
       .argument('<file>', FILE)
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.attachAction)),
   run: (program) =>
-    withAttachOptions(
-      command(program, 'run', 'attach a file for as long as a command runs, with the device in LOOP_DEVICE'),
+    withTimeout(
+      withAttachOptions(command(program, 'run', 'attach a file for as long as a command runs'))
+        .addOption(
+          new Option(
+            '--mount [=dir]',
+            'mount it too: where only the command sees it, or with =dir on that folder (default: off)',
+          ).argParser(parseMount),
+        )
+        .option('--lock', 'keep udev away from the device; a command that takes that lock itself would wait for ever')
+        .option('--options <list>', MOUNT_OPTIONS),
     )
       .usage('[options] <file> -- <command...>')
       .argument('<file>', FILE)
-      .argument('<command...>', 'what to run; signals and the exit status are passed on')
-      .addOption(
-        new Option(
-          '--mount [=dir]',
-          'mount it too, with the place in LOOP_MOUNT: where nobody else sees it, or on that folder',
-        ).argParser(parseMount),
-      )
-      .option('--lock', 'lock the device against udev; a program that takes the lock itself would wait for ever')
-      .option('--options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .argument('<command...>', 'what to run: it has the path of the device in LOOP_DEVICE')
       .action(later((actions) => actions.runAction)),
   detach: (program) =>
-    command(program, 'detach', 'detach, and tell whether it happened')
+    withTimeout(command(program, 'detach', 'detach devices, and print whether they are detached'), '4000')
       .argument('[devices...]', DEVICE, parseDevices)
-      .option('--lazy', 'where it is in use, leave it to the kernel to detach it after that')
-      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 4000)', parseWholeNumber)
-      .option('--file <file>', 'the devices attached to this file')
-      .option('--unmount', 'unmount first what is mounted from it, the deepest first')
+      .option('--lazy', 'where the device is in use, let the kernel detach it when it is not any more')
+      .option('--file <file>', 'the devices that are attached to this file')
+      .option('--unmount', 'unmount first what is mounted from the device, the deepest folder first')
       .action(later((actions) => actions.detachAction)),
   mount: (program) =>
-    command(program, 'mount', 'attach an image and mount it; the device goes when that is unmounted')
+    withTimeout(command(program, 'mount', 'attach an image and mount it; unmounting detaches it'), '10000')
       .argument('<image>', FILE)
       .argument('<dir>', 'the folder to mount it on')
-      .option('-r, --read-only', 'attach and mount read-only')
-      .option('-o, --options <list>', 'mount options, with commas; nosuid,nodev unless suid,dev lifts them')
-      .option('-t, --type <name>', 'the filesystem, where its superblock does not tell')
-      .option('--partition <ref>', PARTITION, parsePartition)
-      .option('--offset <bytes>', 'where in the image the filesystem begins', parseSize)
-      .option('--size-limit <bytes>', 'how much of the image it has at most', parseSize)
-      .option('-b, --block-size <bytes|auto>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
-      .option('--make-dir', 'make the folder where there is none')
-      .option('--timeout <ms>', 'give up after that (default: 10000)', parseWholeNumber)
+      .option('-r, --read-only', 'attach and mount it read-only')
+      .option('-o, --options <list>', MOUNT_OPTIONS)
+      .option('-t, --type <name>', 'the filesystem (default: what its superblock tells)')
+      .option(
+        '--partition <ref>',
+        'the partition, by number or label (default: the only one with a filesystem)',
+        parsePartition,
+      )
+      .option('--offset <bytes>', 'where in the image the filesystem begins (default: 0)', parseSize)
+      .option('--size-limit <bytes>', 'how much of the image it has at most (default: 0, all of it)', parseSize)
+      .option(
+        '-b, --block-size <bytes|auto>',
+        'logical block size; auto: that of the image’s GPT (default: the kernel chooses)',
+        parseBlockSize,
+      )
+      .addOption(overlapOption())
+      .option('--make-dir', 'make the folder if there is none')
       .action(later((actions) => actions.mountAction)),
   umount: (program) =>
-    command(program, 'umount', 'unmount what is mounted from a loop device')
+    withTimeout(command(program, 'umount', 'unmount what is mounted from a loop device'), '10000')
       .argument('<dirs...>', 'where it is mounted')
-      .option('--lazy', 'where files of it are open, leave it to the kernel to unmount it after that')
-      .option('--timeout <ms>', 'how long to wait for what passes by itself (default: 10000)', parseWholeNumber)
+      .option('--lazy', 'where files of it are open, let the kernel unmount it when they are closed')
       .action(later((actions) => actions.umountAction)),
   create: (program) =>
-    command(program, 'create', 'make a new image, which is all zeros')
+    withTimeout(command(program, 'create', 'make a new image, which has only zeros'), '10000')
       .argument('<file>', 'the image: a file that does not exist')
-      .argument('<size>', 'bytes, or with a unit', parseSize)
-      .option('--allocate', 'reserve its blocks now; else it is sparse')
-      .option('--overwrite', 'replace a file that is there')
-      .option('--timeout <ms>', 'give up after that (default: 10000)', parseWholeNumber)
+      .argument('<size>', 'its size in bytes, or with a unit', parseSize)
+      .option('--allocate', 'reserve its blocks now (default: it is sparse)')
+      .option('--overwrite', 'replace a file that exists')
       .action(later((actions) => actions.createAction)),
   list: (program) =>
-    command(program, 'list', 'the attached devices')
-      .argument('[file]', 'only those attached to this file')
+    withTimeout(command(program, 'list', 'list the attached devices'), '5000')
+      .argument('[file]', 'only the devices that are attached to this file')
       .option('--all', 'the free devices too')
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .option(
+        '-o, --output <columns>',
+        'these columns, separated by commas; +COL adds to the usual ones (default: NAME,SIZE,OFFSET,SIZELIMIT,LOG-SEC,FLAGS,BACK-FILE)',
+      )
+      .option('--noheadings', 'print no line of headings')
+      .option('--bytes', BYTES)
+      .option('--tree', 'show partitions, and devices on top of devices, below their device')
       .action(listAction),
   status: (program) =>
-    command(program, 'status', 'everything about one attached device')
+    withTimeout(command(program, 'status', 'show everything about one attached device'), '5000')
       .argument('<device>', DEVICE, parseDevice)
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.statusAction)),
   change: (program) =>
-    withChangeOptions(command(program, 'change', 'another backing file of the same content, for a read-only device'))
+    withChangeOptions(command(program, 'change', 'give a read-only device another file of the same content'))
       .argument('<device>', DEVICE, parseDevice)
       .argument('<file>', FILE)
-      .option('--verify', 'compare the contents first')
+      .option('--verify', 'compare the contents of both files first')
       .action(later((actions) => actions.changeAction)),
   migrate: (program) =>
-    withChangeOptions(command(program, 'migrate', 'move the backing file to another place, under the running system'))
+    withChangeOptions(command(program, 'migrate', 'move the file of a device elsewhere, while the device is in use'))
       .argument('<device>', DEVICE, parseDevice)
-      .argument('<destination>', 'where the copy goes: a file that does not exist')
-      .option('--no-verify', 'do not read the copy back and compare it')
-      .option('--no-sparse', 'write zeros where there are holes')
-      .option('--overwrite', 'replace a file that is there')
+      .argument('<destination>', 'the copy: a file that does not exist')
+      .option('--no-verify', 'do not read the copy again and compare it (default: compare it)')
+      .option('--no-sparse', 'write zeros where the file has holes (default: keep the holes)')
+      .option('--overwrite', 'replace a file that exists')
       .action(later((actions) => actions.migrateAction)),
   resize: (program) =>
-    command(program, 'resize', 'take over the new size of the backing file, or make both larger, and print it')
+    withTimeout(command(program, 'resize', 'take over the new size of the file, or make file and device larger'))
       .argument('<device>', DEVICE, parseDevice)
-      .argument('[size]', 'the new size of the device; never smaller than now', parseSize)
-      .addOption(
-        new Option('--partition <last>', 'with a size: the last partition grows to the new end too').choices(['last']),
+      .argument(
+        '[size]',
+        'the new size of the device, which never becomes smaller (default: that of the file)',
+        parseSize,
       )
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .addOption(
+        new Option('--partition <last>', 'with a size: make the last partition larger too (default: none)').choices([
+          'last',
+        ]),
+      )
       .action(later((actions) => actions.resizeAction)),
   set: (program) =>
-    command(program, 'set', 'change settings of an attached device')
+    withTimeout(command(program, 'set', 'change settings of an attached device; the others stay as they are'))
       .argument('<device>', DEVICE, parseDevice)
-      .option('--direct-io <on|off>', 'bypass the page cache for the backing file', parseSwitch)
-      .option('--block-size <bytes>', 'logical block size', parseSize)
-      .option('--offset <bytes>', 'where in the file the device begins', parseSize)
-      .option('--size-limit <bytes>', 'how much of the file it shows at most; 0: all', parseSize)
-      .option('--autoclear <on|off>', 'detach when the last user closes it', parseSwitch)
+      .option('--direct-io <on|off>', `bypass the page cache for the file ${AS_IT_IS}`, parseSwitch)
+      .option('--block-size <bytes>', `logical block size ${AS_IT_IS}`, parseSize)
+      .option('--offset <bytes>', `where in the file the device begins ${AS_IT_IS}`, parseSize)
+      .option('--size-limit <bytes>', `how much of the file it shows at most; 0: all of it ${AS_IT_IS}`, parseSize)
+      .option('--autoclear <on|off>', `detach it when its last user closes it ${AS_IT_IS}`, parseSwitch)
       .option('--partscan', 'let the kernel look for partitions')
-      .option('--reference <tag>', 'a tag of at most 63 bytes')
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .option('--reference <tag>', `a tag of at most 63 bytes ${AS_IT_IS}`)
+      .addOption(
+        new Option(
+          '--overlap <mode>',
+          'where another device has the same bytes: refuse, or allow it (default: refuse)',
+        ).choices(['refuse', 'allow']),
+      )
       .action(later((actions) => actions.setAction)),
   partitions: (program) =>
-    command(program, 'partitions', 'the partitions of an attached device, or of a file')
+    withTimeout(command(program, 'partitions', 'list the partitions of an attached device, or of a file'))
       .argument('<device|file>', `${DEVICE}; or an image, which is not attached for it`, parseDeviceOrFile)
       .option('--rescan', 'look for them again first')
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+      .option('--bytes', BYTES)
       .action(later((actions) => actions.partitionsAction)),
   add: (program) =>
-    command(program, 'add', 'make a device, and print it')
-      .argument('[device]', `${DEVICE}; without it the next unused one`, parseDevice)
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
+    withTimeout(command(program, 'add', 'make a device, and print its path'))
+      .argument('[device]', `${DEVICE} (default: the next unused one)`, parseDevice)
       .action(later((actions) => actions.addAction)),
   remove: (program) =>
-    command(program, 'remove', 'remove free devices')
+    withTimeout(command(program, 'remove', 'remove devices that are not attached'))
       .argument('<devices...>', DEVICE, parseDevices)
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
       .action(later((actions) => actions.removeAction)),
   free: (program) =>
-    command(program, 'free', 'print a free device; nothing is reserved')
-      .option('--timeout <ms>', TIMEOUT, parseWholeNumber)
-      .action(later((actions) => actions.freeAction)),
+    withTimeout(command(program, 'free', 'print the path of a free device, which is not reserved')).action(
+      later((actions) => actions.freeAction),
+    ),
   watch: (program) =>
-    command(program, 'watch', 'what happens to the devices, a line each, until Ctrl-C').action(
+    command(program, 'watch', 'print what happens to the devices, until Ctrl-C').action(
       later((actions) => actions.watchAction),
     ),
   doctor: (program) =>
-    command(program, 'doctor', 'whether attaching works here, and what stands in its way').action(
+    command(program, 'doctor', 'check whether attaching works on this machine').action(
       later((actions) => actions.doctorAction),
     ),
   completion: (program) =>
-    program
-      .command('completion')
-      .description('print the completion script for bash')
-      .action(() => print(bashCompletion(makeProgram()))),
+    addHelp(program.command('completion'))
+      .description('print the script that completes the words of loopctl in a shell')
+      .addArgument(new Argument('[shell]', 'bash, zsh or fish (default: bash)').choices(SHELLS))
+      .action((shell: string = 'bash') => print(completionScript(shell, makeProgram()))),
 }
 
 /** An action that is loaded when it is run: with it comes the whole library, which the help and list do without. */
@@ -181,89 +214,11 @@ function later<Values extends unknown[]>(
   return async (...values) => pick(await import('./actions.ts'))(...values)
 }
 
-/** What holds for every command: below the help, and in the manual page. */
-export const NOTES = [
-  ['Devices', '7, loop7, /dev/loop7 or the path of a link to it.'],
-  ['Sizes', 'bytes, or with a unit: 1M and 1MiB are 1024 * 1024, 1MB is 1000 * 1000.'],
-  ['Exit status', '0 done, 1 failed, 2 wrong usage, 130 interrupted, after undoing; of run that of its command.'],
-  ['Environment', 'Colours are for terminals; NO_COLOR=1 turns them off, FORCE_COLOR=1 on.'],
-] as const
-
-const PARTITION = 'that partition: its number, or its label'
-const FILE = 'an image, or any file or block device'
-const TIMEOUT = 'give up on the whole of it after that (default: each step has its own time)'
-const DEVICE = '7, loop7, /dev/loop7 or a link to it'
+const AS_IT_IS = '(default: as it is)'
 
 function command(program: Command, name: string, description: string): Command {
-  return program.command(name).description(description).option('--json', 'print JSON, also of an error')
-}
-
-function withChangeOptions(target: Command): Command {
-  return target
-    .option('--force', 'even under a mounted filesystem, which the kernel may shut down')
-    .addOption(new Option('--overlap <mode>', 'what if other devices have the files').choices(['refuse', 'allow']))
-    .option('--timeout <ms>', 'give up after that (default: never)', parseWholeNumber)
-}
-
-function withAttachOptions(target: Command): Command {
-  return target
-    .option('-r, --read-only', 'attach read-only')
-    .option('-o, --offset <bytes>', 'where in the file the device begins', parseSize)
-    .option('-s, --size-limit <bytes>', 'how much of the file it shows at most', parseSize)
-    .option('-b, --block-size <bytes|auto>', 'logical block size; auto: that of the image’s GPT', parseBlockSize)
-    .addOption(
-      new Option('--direct-io [=prefer]', 'bypass the page cache for the file; prefer: where it can be').argParser(
-        parseDirectIO,
-      ),
-    )
-    .addOption(
-      new Option(
-        '-P, --partscan [=kernel|user]',
-        'partitions as /dev/loopNpM, by whatever works; kernel, user: by the kernel’s parsers, by BLKPG alone',
-      ).argParser(parsePartscan),
-    )
-    .option('--partition <number|label>', 'one partition of the image; LABEL, UUID=..., TYPE=...', parsePartition)
-    .option('--no-create-node', 'do not make a node that is missing in /dev')
-    .option('-n, --number <n>', 'this device, made if there is none', parseDevice)
-    .addOption(
-      new Option('--overlap <mode>', 'what about other attachments of the same bytes').choices([
-        'refuse',
-        'allow',
-        'reuse',
-      ]),
-    )
-    .option('--reference <tag>', 'a tag of at most 63 bytes')
-    .option('--swappable', 'a stack of two, so that change and migrate spare a mounted ext4 or xfs; needs --read-only')
-}
-
-function parseMount(text: string): true | string {
-  if (text === '') throw new InvalidArgumentError('With a value it is --mount=DIR.')
-  return text === 'true' ? true : text
-}
-
-function parseDirectIO(text: string): true | 'prefer' {
-  if (text === 'true') return true
-  if (text === 'prefer') return text
-  throw new InvalidArgumentError('With a value it is --direct-io=prefer.')
-}
-
-function parsePartscan(text: string): true | 'kernel' | 'user' {
-  if (text === 'true') return true
-  if (text === 'kernel' || text === 'user') return text
-  throw new InvalidArgumentError('With a value it is --partscan=kernel or --partscan=user.')
-}
-
-/** `2`, `UUID=...`, `TYPE=...`, `LABEL=...`, or a label as it is: where a label is digits, `LABEL=` tells. */
-function parsePartition(text: string): PartitionRef {
-  const [, name, value = ''] = /^(LABEL|UUID|TYPE)=(.*)$/is.exec(text) ?? []
-  try {
-    if (name !== undefined) return checkPartitionRef({ [name.toLowerCase()]: value })
-    return checkPartitionRef(/^\d+$/.test(text) ? Number(text) : { label: text })
-  } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : String(error))
-  }
-}
-
-function parseBlockSize(text: string): number | 'auto' {
-  return text === 'auto' ? text : parseSize(text)
+  return addHelp(program.command(name))
+    .description(description)
+    .helpOption('-h, --help', 'print this help')
+    .option('--json', 'print results and errors as JSON')
 }

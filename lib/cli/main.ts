@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 
 import { makeProgram } from './commands.ts'
-import { fail, ownWords, splitOptionalValues } from './terminal.ts'
+import { ownWords, splitOptionalValues } from './parse.ts'
+import { fail } from './terminal.ts'
 
 try {
   const words = splitOptionalValues(process.argv.slice(2))

@@ -4,7 +4,8 @@ import { createImage } from '../mount/create-image.ts'
 import { mountImage } from '../mount/mount-image.ts'
 import { unmountPath } from '../mount/unmount-path.ts'
 import type { PartitionRef } from '../partitions/ref.ts'
-import { Exit, interruptible, printJson, printWarnings, report } from './terminal.ts'
+import { Exit, interruptible, print, printJson, printWarnings, report } from './terminal.ts'
+import { printable } from './text.ts'
 
 interface Json {
   json?: true
@@ -18,6 +19,7 @@ interface MountFlags extends Json {
   offset?: number
   sizeLimit?: number
   blockSize?: number | 'auto'
+  overlap?: 'refuse' | 'allow' | 'reuse'
   makeDir?: true
   timeout?: number
 }
@@ -44,7 +46,9 @@ export async function umountAction(directories: string[], { json, ...options }: 
     let status = 0
     for (const directory of directories) {
       try {
-        results.push({ path: directory, result: await unmountPath(directory, { ...options, signal }) })
+        const result = await unmountPath(directory, { ...options, signal })
+        results.push({ path: directory, result })
+        if (!json) await print(directories.length === 1 ? `${result}\n` : `${printable(directory)}: ${result}\n`)
       } catch (error) {
         status = report(error, json === true)
         if (signal.aborted) break

@@ -277,7 +277,7 @@ describe('usage', () => {
     ['a device that is none', ['status', 'sda'], 'A device is 7, loop7, /dev/loop7 or the path of a link to it.'],
     ['a path that is no loop device', ['status', '/dev/sda'], '/dev/sda is not there.'],
     ['a partition', ['detach', '/dev/loop7p1'], '/dev/loop7p1 is a partition: name its device, /dev/loop7.'],
-    ['a device beyond the last', ['status', '1048576'], 'number must be a whole number from 0 to 1048575'],
+    ['a device beyond the last', ['status', '1048576'], 'The number of a device is from 0 to 1048575.'],
     ['change without a file', ['change', '7'], "missing required argument 'file'"],
     ['remove of nothing', ['remove'], "missing required argument 'devices'"],
     ['a size with an unknown unit', ['attach', '--offset', '1X', '/a'], 'A size is a whole number of bytes'],
@@ -285,13 +285,13 @@ describe('usage', () => {
     ['a size with a fraction', ['attach', '-o', '1.5K', '/a'], 'A size is a whole number of bytes'],
     ['an empty size', ['attach', '-o', '', '/a'], 'A size is a whole number of bytes'],
     ['a size beyond all files', ['attach', '-o', '9007199254740992', '/a'], 'more than a file can have'],
-    ['a block size that is none', ['attach', '-b', '1000', '/a'], 'blockSize must be a power of two'],
+    ['a block size that is none', ['attach', '-b', '1000', '/a'], '--block-size must be a power of two'],
     ['an unknown value of --direct-io', ['attach', '--direct-io=x', '/a'], 'it is --direct-io=prefer'],
     ['an unknown value of --overlap', ['attach', '--overlap', 'perhaps', '/a'], 'Allowed choices are'],
     ['a tag of 64 bytes', ['attach', '--reference', 'x'.repeat(64), '/a'], 'at most 63 bytes'],
     ['a number beyond the last', ['attach', '--number', '1048576', '/a'], 'from 0 to 1048575'],
-    ['set of nothing', ['set', '7'], 'nothing to set'],
-    ['set of nothing, as JSON', ['set', '7', '--json'], 'nothing to set'],
+    ['set of nothing', ['set', '7'], 'there is nothing to set'],
+    ['set of nothing, as JSON', ['set', '7', '--json'], 'there is nothing to set'],
     ['a switch that is neither on nor off', ['set', '7', '--direct-io', 'maybe'], 'It is on or off'],
     ['a switch without a value', ['set', '7', '--autoclear'], 'argument missing'],
   ]
@@ -301,6 +301,8 @@ describe('usage', () => {
       expect(result, stderr).toEqual({ status: 2, signal: null, stdout: '' })
       expect(stderr).toContain(message)
       expect(stderr).not.toMatch(/^ {4}at /m)
+      // One voice for all errors: here below the help, where there is no command.
+      expect(stderr).toMatch(/(?:^|\n)(?:loopctl: [^\n]+\n(?:hint: [^\n]+\n)?|\{"error":\{.*\}\}\n)$/)
     })
   }
 
@@ -549,7 +551,7 @@ describe('attach', () => {
     const rest = Buffer.alloc(100)
     expect(rest.toString('utf8', 0, readSync(output.reader, rest))).toBe(`/dev/loop${number}\n`)
     expect(sysfs(number, 'loop/autoclear')).toBe('0')
-    expect(await loopctl('detach', String(number))).toEqual(clean())
+    expect(await loopctl('detach', String(number))).toEqual(clean('detached\n'))
   })
 
   const ends: [what: string, act: (command: Started, output: Pipe) => unknown, end: Partial<Result>][] = [
@@ -622,12 +624,16 @@ describe('run', () => {
   for (const [script, status] of [
     ['exit 0', 0],
     ['exit 42', 42],
-    ['kill -TERM $$', 128 + 15],
-    ['kill -KILL $$', 128 + 9],
+    ['kill -TERM $$', 'SIGTERM'],
+    ['kill -INT $$', 'SIGINT'],
+    ['kill -KILL $$', 'SIGKILL'],
+    // It would be a core of loopctl.
+    ['ulimit -c 0; kill -QUIT $$', 128 + 3],
   ] as const) {
-    test(`the exit status of \`${script}\` is ${status}`, async ({ image }) => {
+    test(`it ends as \`${script}\` does: ${status}`, async ({ image }) => {
       const file = image('disk', 65_536)
-      expect(await loopctl('run', file, '--', 'sh', '-c', script)).toEqual(clean('', status))
+      const end = typeof status === 'number' ? { status, signal: null } : { status: null, signal: status }
+      expect(await loopctl('run', file, '--', 'sh', '-c', script)).toEqual({ ...clean(), ...end })
       await eventually(() => attachedTo(file)).toEqual([])
     })
   }
@@ -684,13 +690,15 @@ describe('run', () => {
     })
   }
 
-  test('SIGTERM ends a command that does nothing about it: 143, and the device is gone', async ({ image }) => {
+  test('SIGTERM ends a command that does nothing about it, loopctl with it, and the device is gone', async ({
+    image,
+  }) => {
     const file = image('disk', 65_536)
     await using command = start(['run', file, '--', 'sh', '-c', 'echo ready; exec sleep 60'])
     await eventually(command.said).toBe('ready\n')
     await eventually(() => handles(command.pid, 'SIGUSR2')).toBe(true)
     command.kill('SIGTERM')
-    expect(await command.ended).toEqual(clean('ready\n', 143))
+    expect(await command.ended).toEqual({ ...clean('ready\n'), status: null, signal: 'SIGTERM' })
     await eventually(() => attachedTo(file)).toEqual([])
   })
 
@@ -739,12 +747,14 @@ describe('run', () => {
 })
 
 describe('detach', () => {
-  test('takes every form of a device, several at once, and says nothing', async ({ image }) => {
+  test('takes every form of a device, several at once, and says of each that it is detached', async ({ image }) => {
     const files = [image('a'), image('b'), image('c')]
     await using a = await attached(files[0] ?? '')
     await using b = await attached(files[1] ?? '')
     await using c = await attached(files[2] ?? '')
-    expect(await loopctl('detach', a.path, `loop${b.number}`, String(c.number))).toEqual(clean())
+    expect(await loopctl('detach', a.path, `loop${b.number}`, String(c.number))).toEqual(
+      clean([a, b, c].map(({ path }) => `${path}: detached\n`).join('')),
+    )
     expect(files.flatMap((file) => attachedTo(file))).toEqual([])
   })
 
@@ -793,7 +803,7 @@ describe('detach', () => {
     try {
       const { message, hint } = failed(await loopctl('detach', '--timeout', '0', device.path))
       expect(message).toMatch(new RegExp(`^EBUSY: LOOP_CLR_FD ${device.path}: process ${process.pid} \\(.+\\) has`))
-      expect(hint).toContain('lazy')
+      expect(hint).toContain('detach with --lazy')
       const { status, stdout, stderr } = await loopctl('detach', '--json', '--timeout', '0', device.path)
       expect({ status, stdout }).toEqual({ status: 1, stdout: '[]\n' })
       expect(errorsOf(stderr)).toMatchObject([
@@ -821,7 +831,7 @@ describe('detach', () => {
       await using command = start(['detach', '--timeout', '15000', device.path])
       lookFor(() => hasFoundHeld(device))
       closeSync(held)
-      expect(await command.ended).toEqual(clean())
+      expect(await command.ended).toEqual(clean('detached\n'))
     } catch (error) {
       closeSync(held)
       throw error
@@ -829,7 +839,7 @@ describe('detach', () => {
     await eventually(() => attachedTo(file)).toEqual([])
   })
 
-  test('--lazy leaves a device that is held to the kernel, and tells so in JSON', async ({ image }) => {
+  test('--lazy leaves a device that is held to the kernel, and tells so', async ({ image }) => {
     const file = image('disk')
     await using device = await attached(file)
     const held = openSync(device.path, 'r')
@@ -860,7 +870,10 @@ describe('detach', () => {
     await using second = await attached(file, '-r', '-o', '4K')
     await using third = await attached(other)
     expect(new Set(attachedTo(file))).toEqual(new Set([first.number, second.number]))
-    expect(await loopctl('detach', '--file', link)).toEqual(clean())
+    const byNumber = [first, second].toSorted((a, b) => a.number - b.number)
+    expect(await loopctl('detach', '--file', link)).toEqual(
+      clean(byNumber.map(({ path }) => `${path}: detached\n`).join('')),
+    )
     await eventually(() => attachedTo(file)).toEqual([])
     expect(attachedTo(other)).toEqual([third.number])
   })
@@ -901,7 +914,7 @@ describe('list', () => {
     const { status, stdout, stderr } = await loopctl('list', file)
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
     expect(stdout.split('\n').map((line) => line.split(/ {2,}/))).toEqual([
-      ['DEVICE', 'SIZE', 'OFFSET', 'LIMIT', 'BLOCK', 'FLAGS', 'BACKING FILE'],
+      ['NAME', 'SIZE', 'OFFSET', 'SIZELIMIT', 'LOG-SEC', 'FLAGS', 'BACK-FILE'],
       [
         device.path,
         '65536',
@@ -919,7 +932,7 @@ describe('list', () => {
     const file = image('disk')
     await using device = await attached(file)
     const { stdout } = await loopctl('list')
-    expect(stdout).toMatch(/^DEVICE +SIZE +OFFSET +LIMIT +BLOCK +FLAGS +BACKING FILE\n/)
+    expect(stdout).toMatch(/^NAME +SIZE +OFFSET +SIZELIMIT +LOG-SEC +FLAGS +BACK-FILE\n/)
     expect(stdout).toMatch(new RegExp(`^${device.path} +${MiB} +0 +0 +\\d+ +- +${file}$`, 'm'))
   })
 
@@ -987,7 +1000,7 @@ describe('list', () => {
     rmSync(file)
     const { stdout } = await loopctl('list')
     expect(stdout).toMatch(new RegExp(`^${device.path} .*${file} \\(deleted\\)$`, 'm'))
-    expect(await loopctl('detach', device.path)).toEqual(clean())
+    expect(await loopctl('detach', device.path)).toEqual(clean('detached\n'))
   })
 })
 
@@ -1003,17 +1016,37 @@ describe('status', () => {
     expect(status).toMatchObject({ number: device.number, sizeLimit: 65_536, size: 65_536, autoclear: false })
   })
 
-  test('a line for each of its members', async ({ image }) => {
+  test('a line for each property, aligned, in words', async ({ image }) => {
     const file = image('disk')
     await using device = await attached(file, '-r')
     const status = json(await loopctl('status', '--json', device.path)) as LoopStatus
     const { status: exit, stdout, stderr } = await loopctl('status', String(device.number))
     expect({ exit, stderr }).toEqual({ exit: 0, stderr: '' })
-    const { warnings, ...fields } = status
-    expect(warnings).toEqual([])
-    expect(stdout.trimEnd().split('\n')).toEqual(Object.entries(fields).map(([key, value]) => `${key}: ${value}`))
-    expect(stdout).toContain(`backingFile: ${file}\n`)
-    expect(stdout).toContain('readOnly: true\n')
+    const words = stdout
+      .trimEnd()
+      .split('\n')
+      .map((line) => /^(.{21})  (.+)$/.exec(line)?.slice(1) ?? [])
+    expect(Object.fromEntries(words.map(([name = '', text]) => [name.trimEnd(), text]))).toEqual({
+      'device:': `${device.path} (${status.device})`,
+      'disk sequence number:': String(status.diskSeq),
+      'backing file:': file,
+      'file identity:': `inode ${status.backingInode} of filesystem ${status.backingDevice}`,
+      'swappable:': 'no',
+      'reference:': 'none',
+      'size:': '1048576 bytes (1M)',
+      'offset:': '0 bytes',
+      'size limit:': 'none, the device ends with the file',
+      'logical block size:': '512 bytes',
+      'access:': 'read-only',
+      'autoclear:': 'off, it stays attached',
+      'partition scan:': 'off',
+      'direct I/O:': 'off',
+    })
+    await loopctl('set', device.path, '--autoclear', 'off', '--partscan', '--reference', 'a tag', '--size-limit', '64K')
+    const changed = (await loopctl('status', device.path)).stdout
+    expect(changed).toContain('size limit:            65536 bytes (64K)\n')
+    expect(changed).toContain('reference:             a tag\n')
+    expect(changed).toContain('partition scan:        on, the kernel looks for partitions\n')
   })
 
   test('a free device and a missing one are errors', async () => {
@@ -1066,7 +1099,7 @@ describe('change', () => {
     await using device = await attached(file)
     const { message, hint } = failed(await loopctl('change', device.path, image('copy')))
     expect(message).toContain('EINVAL: LOOP_CHANGE_FD')
-    expect(hint).toContain('readOnly: true')
+    expect(hint).toContain('attach with --read-only')
     expect(sysfs(device.number, 'loop/backing_file')).toBe(file)
   })
 
@@ -1295,6 +1328,18 @@ describe('without privileges', () => {
     await using device = await attached(file)
     const infos = json(await asNobody(root, 'list', '--json')) as LoopInfo[]
     expect(infos.find(({ number }) => number === device.number)).toMatchObject({ attached: true, backingFile: file })
+  })
+
+  test('list tells of a device that cannot be asked for its reference', async ({ folder, image }) => {
+    const root = copyForNobody(folder)
+    await using device = await attached(image('disk'), '--reference', 'tag')
+    const { status, stdout, stderr } = await asNobody(root, 'list', '--output', 'NAME,REF')
+    expect(status).toBe(0)
+    expect(stdout).toMatch(new RegExp(`^${device.path} +\\?$`, 'm'))
+    expect(stderr).toContain(`loopctl: ${device.path} could not be asked: the device may not be opened\n`)
+    const asJson = await asNobody(root, 'list', '--json', '--output', 'NAME,REF')
+    expect(JSON.parse(asJson.stdout)).toContainEqual({ path: device.path, reference: null })
+    expect(asJson.stderr).toContain(`{"note":{"message":"${device.path} could not be asked`)
   })
 
   test('whatever needs the device is permission, and changes nothing', async ({ folder, image }) => {

@@ -23,6 +23,7 @@ function loopctl(...words: string[]): { status: number | null; stdout: string; s
 const LONG = { timeout: limit(60_000) }
 
 const done = { status: 0, stdout: '', stderr: '' }
+const unmounted = { ...done, stdout: 'unmounted\n' }
 
 function devicesOf(image: string): number[] {
   return attachedNumbers().filter((number) => sysfs(number, 'loop/backing_file') === image)
@@ -63,7 +64,7 @@ describe('mount and umount', () => {
     const made = join(place, 'made')
     expect(loopctl('mount', image, made)).toMatchObject({ status: 1, stdout: '' })
     expect(loopctl('mount', '--make-dir', image, made)).toEqual(done)
-    expect(loopctl('umount', made)).toEqual(done)
+    expect(loopctl('umount', made)).toEqual(unmounted)
     const again = loopctl('umount', made, place)
     expect(again.status).toBe(1)
     expect(again.stderr.match(/nothing is mounted there/g)).toHaveLength(2)
@@ -77,6 +78,19 @@ describe('mount and umount', () => {
     expect(mountsUnder(folder)).toEqual([])
   })
 
+  test('an image that is attached already', LONG, async ({ folder, place }) => {
+    const image = join(folder, 'image')
+    makeFilesystem('ext4', image)
+    await using device = await attach(image)
+    const refused = loopctl('mount', image, place)
+    expect(refused.status).toBe(1)
+    expect(refused.stderr).toMatch(/^hint: .*--overlap reuse.*--overlap allow$/m)
+    expect(loopctl('mount', '--overlap', 'reuse', image, place)).toEqual(done)
+    expect(mountsUnder(place)).toMatchObject([{ source: device.path }])
+    expect(loopctl('umount', place)).toEqual(unmounted)
+    expect(devicesOf(image)).toEqual([device.number])
+  })
+
   test('a partition, by number and by label', LONG, async ({ folder, place, image }) => {
     needs('sfdisk')
     const file = image('disk', 16 << 20)
@@ -85,7 +99,7 @@ describe('mount and umount', () => {
     for (const ref of ['2', 'second', 'label=second']) {
       expect(loopctl('mount', '--partition', ref, file, place), ref).toEqual(done)
       expect(sysfs(devicesOf(file)[0] ?? -1, 'loop/offset')).toBe('2097152')
-      expect(loopctl('umount', place)).toEqual(done)
+      expect(loopctl('umount', place)).toEqual(unmounted)
     }
     expect(loopctl('mount', '--partition', 'third', file, place).stderr).toContain('1 ("first"), 2 ("second")')
     expect(mountsUnder(folder)).toEqual([])
@@ -183,7 +197,7 @@ test('detach --unmount: it says what it unmounted', LONG, async ({ folder, place
   writeFileSync(join(place, 'x'), 'x')
   expect(loopctl('detach', device.path)).toMatchObject({ status: 1 })
   const result = loopctl('detach', '--unmount', device.path)
-  expect(result).toMatchObject({ status: 0, stdout: '' })
+  expect(result).toMatchObject({ status: 0, stdout: 'detached\n' })
   expect(result.stderr.split('\n').toSorted()).toEqual(
     ['', `loopctl: unmounted ${place}`, `loopctl: unmounted ${join(folder, 'other')}`].toSorted(),
   )

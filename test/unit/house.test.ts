@@ -125,7 +125,7 @@ import { j } from 'node:fs'
       './i.ts',
     ])
     expect(imports.get('index.ts')).toContain('attach/options.ts')
-    expect(imports.get('cli/main.ts')).toEqual(['cli/commands.ts', 'cli/terminal.ts'])
+    expect(imports.get('cli/main.ts')).toEqual(['cli/commands.ts', 'cli/parse.ts', 'cli/terminal.ts'])
     expect(imports.get('kernel/binding.ts')).toEqual(['kernel/seam.ts'])
   })
 

@@ -24,3 +24,23 @@ test('groff sets it without a warning, all of it', () => {
     }
   }
 })
+
+test('it has the sections that a manual page has', () => {
+  const titles = [...readFileSync(PAGE, 'utf8').matchAll(/^\.SH (.*)$/gm)].map(([, title]) => title)
+  expect(titles).toEqual([
+    'NAME',
+    'SYNOPSIS',
+    'DESCRIPTION',
+    'COMMANDS',
+    'EXIT STATUS',
+    'ENVIRONMENT',
+    'FILES',
+    'EXAMPLES',
+    'SEE ALSO',
+  ])
+})
+
+test('npm links it for man, which it does for an array alone', () => {
+  const { man } = JSON.parse(readFileSync('package.json', 'utf8')) as { man: unknown }
+  expect(man).toEqual([PAGE])
+})
