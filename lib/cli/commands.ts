@@ -3,7 +3,7 @@
 import { Argument, Command, Option } from 'commander'
 import { ROOT } from '../kernel/binding.ts'
 import { readFileSync } from '../kernel/files.ts'
-import { completionScript, SHELLS } from './completion.ts'
+import { SHELLS } from './completion-words.ts'
 import { addHelp, addNotes } from './help.ts'
 import { listAction } from './listing.ts'
 import {
@@ -204,7 +204,10 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
     addHelp(program.command('completion'))
       .description('print the script that completes the words of loopctl in a shell')
       .addArgument(new Argument('[shell]', 'bash, zsh or fish (default: bash)').choices(SHELLS))
-      .action((shell: string = 'bash') => print(completionScript(shell, makeProgram()))),
+      .action(async (shell: string = 'bash') => {
+        const { completionScript } = await import('./completion.ts')
+        await print(completionScript(shell, makeProgram()))
+      }),
 }
 
 /** An action that is loaded when it is run: with it comes the whole library, which the help and list do without. */

@@ -1,5 +1,7 @@
 /** What the completion scripts are written from. */
 
+export const SHELLS = ['bash', 'zsh', 'fish'] as const
+
 /** What is completed: a kind of thing, or one of the words. */
 export type Completed = 'file' | 'folder' | 'device' | 'free' | 'command' | 'device or file' | readonly string[]
 

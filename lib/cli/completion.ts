@@ -8,8 +8,6 @@ import { zshScript } from './completion-zsh.ts'
 import { COLUMNS_HELP } from './columns.ts'
 import { UsageError } from './parse.ts'
 
-export const SHELLS = ['bash', 'zsh', 'fish'] as const
-
 /** What is completed for a value of that name; for any other it is the words that its name lists, as in `<on|off>`. */
 const KINDS: Record<string, Completed> = {
   'file': 'file',

@@ -68,7 +68,7 @@ export async function findAttached(
   const found = await find(given, { unconfirmed: all, ...left() })
   for (const { path, unconfirmed } of found) {
     if (unconfirmed === undefined) continue
-    note(`${path} has a file of that path; whether it is that one is not known: ${WHY[unconfirmed]}`, json)
+    note(`it is not known whether ${path} is attached to that file: ${WHY[unconfirmed]}`, json)
   }
   return found
 }
