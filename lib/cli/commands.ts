@@ -38,6 +38,8 @@ export function makeProgram(first?: string): Command {
   const program = addNotes(new Command('loopctl'))
     .description('Linux loop devices: a file becomes a block device')
     .version(version, '-V, --version', 'print the version')
+    // Of 80 columns enough are left for what they do.
+    .configureHelp({ subcommandTerm: (command) => `${command.name()} ${argumentsOf(command)}`.trimEnd() })
     .helpOption('-h, --help', 'print the help')
     .helpCommand('help [command]', 'print the help, of all or of one command')
     // Errors are thrown, and said in terminal.ts as all others are.
@@ -48,6 +50,11 @@ export function makeProgram(first?: string): Command {
   const named = first !== undefined && Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
   for (const define of named ? [named] : Object.values(COMMANDS)) define(program)
   return program
+}
+
+/** `<device> [size]`. */
+function argumentsOf(command: Command): string {
+  return command.usage().replace(/\[options\] ?/, '')
 }
 
 /** The commands, in the order of the help. */

@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { createRequire } from 'node:module'
+import { constants } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { describe, expect } from 'vitest'
@@ -8,6 +9,7 @@ import { attach } from '../../lib/index.ts'
 import { sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
+const { EINVAL } = constants.errno
 
 type Call = (...values: unknown[]) => unknown
 
@@ -175,5 +177,24 @@ describe('the addon', () => {
       expect(() => call(Symbol('wrong'), Symbol('wrong')), name).toThrow(TypeError)
     }
     expect(await device.status()).toEqual(status)
+  })
+
+  test('tells who sent a signal, and passes it on to the handler', () => {
+    const script = `
+      const { signalSenderSync, exitAtOnceSync } = require('./build/Release/loopctl.node')
+      const { signals } = require('node:os').constants
+      const said = [0, 99, signals.SIGUSR2].map((number) => signalSenderSync(number))
+      process.on('SIGUSR2', () => {
+        said.push(signalSenderSync(signals.SIGUSR2))
+        console.log(JSON.stringify(said))
+        process.on('exit', () => console.log('too late'))
+        exitAtOnceSync(7)
+      })
+      said.push(signalSenderSync(signals.SIGUSR2), signalSenderSync(signals.SIGUSR2))
+      process.kill(process.pid, 'SIGUSR2')
+      setTimeout(() => {}, 10_000)`
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' })
+    expect({ status, stderr }).toEqual({ status: 7, stderr: '' })
+    expect(JSON.parse(stdout)).toEqual([-EINVAL, -EINVAL, -EINVAL, 0, 0, 0])
   })
 })

@@ -35,6 +35,12 @@ describe.each(program.commands.map((command) => [command.name(), command] as con
   })
 })
 
+test('the help of all commands fits into 80 columns', () => {
+  const lines = helpOf(program).split('\n')
+  expect(lines.filter((line) => line.length > 80)).toEqual([])
+  for (const title of ['Description', 'Exit status', 'Environment', 'Examples']) expect(lines).toContain(`${title}:`)
+})
+
 /** The arguments of loopctl in a line of shell, which can be in a substitution. */
 function argumentsIn(line: string): string[] {
   const [, inner] = /\$\((loopctl .*)\)/.exec(line) ?? []
