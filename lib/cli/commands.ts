@@ -39,7 +39,7 @@ export function makeProgram(first?: string): Command {
     .description('Linux loop devices: a file becomes a block device')
     .version(version, '-V, --version', 'print the version')
     // Of 80 columns enough are left for what they do.
-    .configureHelp({ subcommandTerm: (command) => `${command.name()} ${argumentsOf(command)}`.trimEnd() })
+    .configureHelp({ subcommandTerm: (one) => `${one.name()} ${argumentsOf(one)}`.trimEnd() })
     .helpOption('-h, --help', 'print the help')
     .helpCommand('help [command]', 'print the help, of all or of one command')
     // Errors are thrown, and said in terminal.ts as all others are.
@@ -53,8 +53,8 @@ export function makeProgram(first?: string): Command {
 }
 
 /** `<device> [size]`. */
-function argumentsOf(command: Command): string {
-  return command.usage().replace(/\[options\] ?/, '')
+function argumentsOf(one: Command): string {
+  return one.usage().replace(/\[options\] ?/, '')
 }
 
 /** The commands, in the order of the help. */

@@ -40,11 +40,7 @@ const ATTACHING = new Set(['attach', 'run', 'mount'])
 export function translateHint(hint: string, command?: string): string {
   let text = hint
   for (const [phrase, words] of PHRASES) text = text.replaceAll(phrase, words)
-  text = text.replaceAll(OPTION, (_, name: string, value: string, word: string | undefined) => {
-    if (value === 'true') return optionOf(name)
-    if (value === 'false') return `--no-${optionOf(name).slice('--'.length)}`
-    return `${optionOf(name)}${GLUED.has(name) ? '=' : ' '}${word ?? value}`
-  })
+  text = translateOptions(text)
   if (command === undefined || ATTACHING.has(command)) return text
   return text
     .split(', ')
@@ -52,9 +48,22 @@ export function translateHint(hint: string, command?: string): string {
     .join(', ')
 }
 
-/** A wrong value, which the library names first: `blockSize must be ...`. */
+function translateOptions(text: string): string {
+  return text.replaceAll(OPTION, (_, name: string, value: string, word: string | undefined) => {
+    if (value === 'true') return optionOf(name)
+    if (value === 'false') return `--no-${optionOf(name).slice('--'.length)}`
+    return `${optionOf(name)}${GLUED.has(name) ? '=' : ' '}${word ?? value}`
+  })
+}
+
+/** Options that are no word of English. */
+const CAMELS = /\b(?:blockSize|createNode|directIO|fsType|makeTarget|readOnly|sizeLimit)\b/g
+
+/** What is wrong with a value, which the library names first: `blockSize must be ...`. */
 export function translateArgument(message: string): string {
-  return message.replace(new RegExp(`^(${OPTIONS}) `), (_, name: string) => `${optionOf(name)} `)
+  return translateOptions(message)
+    .replace(new RegExp(`^(?:${OPTIONS})(?= )`), optionOf)
+    .replaceAll(CAMELS, optionOf)
 }
 
 function optionOf(name: string): string {

@@ -68,6 +68,10 @@ test('a hint names the ways out that the command has', () => {
 
 test('a wrong value is named as the option is', () => {
   expect(translateArgument('blockSize must be a power of two')).toBe('--block-size must be a power of two')
+  expect(translateArgument('swappable needs readOnly: true')).toBe('--swappable needs --read-only')
+  expect(translateArgument('partition cannot be had with offset, sizeLimit or partscan')).toBe(
+    '--partition cannot be had with offset, --size-limit or partscan',
+  )
   expect(translateArgument('file must not be empty')).toBe('file must not be empty')
 })
 
