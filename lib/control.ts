@@ -2,6 +2,7 @@ import { addDevice, getFree, openControl, removeDevice } from './attach/loop-con
 import { checkLoopNumber } from './common/arguments.ts'
 import { CHANGING, checkWait, type Deadline, type Wait } from './common/deadline.ts'
 import { assertSupported, refusal } from './errors/errors.ts'
+import { fromCaller } from './errors/from-caller.ts'
 import { explained } from './errors/given-up.ts'
 import { CONTROL } from './kernel/devnode.ts'
 import { close } from './kernel/files.ts'
@@ -31,7 +32,7 @@ export class LoopControl implements AsyncDisposable {
     const deadline = checkWait(options, CHANGING)
     assertSupported()
     deadline.throwIfAborted()
-    return new LoopControl(await explained(() => openControl(deadline.bound), CONTROL))
+    return new LoopControl(await fromCaller(explained(() => openControl(deadline.bound), CONTROL)))
   }
 
   /**
@@ -42,7 +43,7 @@ export class LoopControl implements AsyncDisposable {
   async add(number?: number, options?: Wait): Promise<number> {
     if (number !== undefined) checkLoopNumber(number)
     const deadline = checkWait(options, CHANGING)
-    return this.#run((fd) => addDevice(fd, number, deadline.bound), deadline)
+    return fromCaller(this.#run((fd) => addDevice(fd, number, deadline.bound), deadline))
   }
 
   /**
@@ -54,7 +55,7 @@ export class LoopControl implements AsyncDisposable {
   async remove(number: number, options?: RemoveOptions): Promise<number> {
     checkLoopNumber(number)
     const deadline = checkWait(options, CHANGING)
-    return this.#run((fd) => removeDevice(fd, number, deadline), deadline)
+    return fromCaller(this.#run((fd) => removeDevice(fd, number, deadline), deadline))
   }
 
   /**
@@ -65,7 +66,7 @@ export class LoopControl implements AsyncDisposable {
    */
   async getFree(options?: Wait): Promise<number> {
     const deadline = checkWait(options, CHANGING)
-    return this.#run((fd) => getFree(fd, deadline.bound), deadline)
+    return fromCaller(this.#run((fd) => getFree(fd, deadline.bound), deadline))
   }
 
   /** Closes the descriptor when the running calls have ended. Idempotent. */

@@ -17,8 +17,9 @@ import { CHANGING, checkWait, LOOKING, type Wait } from './common/deadline.ts'
 import type { Warning } from './common/warnings.ts'
 import type { DetachResult } from './detach/detach.ts'
 import { release } from './detach/release.ts'
+import { fromCaller } from './errors/from-caller.ts'
 import { findHolders, type Holder } from './errors/holders.ts'
-import { type DeviceLock, lockDevice, lockOf } from './handle/device-lock.ts'
+import { type DeviceLock, lockDevice } from './handle/device-lock.ts'
 import type { Handle } from './handle/handle.ts'
 import type { LoopRef } from './handle/identity.ts'
 import { type DeviceRef, openHandle, type OpenOptions } from './handle/open.ts'
@@ -91,7 +92,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `not-attached`, `replaced`, `closed`
    */
   status(options?: Wait): Promise<LoopStatus> {
-    return readStatus(this.#handle, options)
+    return fromCaller(readStatus(this.#handle, options))
   }
 
   /**
@@ -101,7 +102,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `not-attached`, `replaced`, `permission`, `dirty-cache` (kernels up to 5.17), `closed`
    */
   setStatus(change: StatusChange, options?: SetStatusOptions): Promise<void> {
-    return setStatus(this.#handle, change, options)
+    return fromCaller(setStatus(this.#handle, change, options))
   }
 
   /**
@@ -114,7 +115,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *   `backed-by-itself`, `backing-loop-not-attached`, `not-attached`, `replaced`, `closed`
    */
   changeBackingFile(file: BackingFile, options?: ChangeOptions): Promise<void> {
-    return changeBackingFile(this.#handle, file, options)
+    return fromCaller(changeBackingFile(this.#handle, file, options))
   }
 
   /**
@@ -133,7 +134,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *   `io`, `not-attached`, `replaced`, `closed`
    */
   migrate(destination: string, options?: MigrateOptions): Promise<MigrateResult> {
-    return migrate(this.#handle, destination, options)
+    return fromCaller(migrate(this.#handle, destination, options))
   }
 
   /**
@@ -143,7 +144,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
   refreshCapacity(options?: Wait): Promise<number> {
-    return refreshCapacity(this.#handle, options)
+    return fromCaller(refreshCapacity(this.#handle, options))
   }
 
   /**
@@ -159,7 +160,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *   `bad-partition-table`, `permission`, `not-attached`, `closed`
    */
   grow(size: Bytes, options?: GrowOptions): Promise<number> {
-    return grow(this.#handle, size, options)
+    return fromCaller(grow(this.#handle, size, options))
   }
 
   /**
@@ -169,7 +170,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `direct-io-unavailable`, `not-attached`, `replaced`, `permission`, `closed`
    */
   setDirectIO(enabled: boolean, options?: Wait): Promise<void> {
-    return setDirectIO(this.#handle, enabled, options)
+    return fromCaller(setDirectIO(this.#handle, enabled, options))
   }
 
   /**
@@ -180,7 +181,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `block-size`, `in-use`, `not-attached`, `replaced`, `permission`, `closed`
    */
   setBlockSize(bytes: number, options?: Wait): Promise<void> {
-    return setBlockSize(this.#handle, bytes, options)
+    return fromCaller(setBlockSize(this.#handle, bytes, options))
   }
 
   /**
@@ -190,7 +191,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `bad-partition-table` if the kernel knows no partitions, `not-attached`, `replaced`, `closed`
    */
   partitions(options?: Wait): Promise<Partition[]> {
-    return listPartitions(this.#handle, options)
+    return fromCaller(listPartitions(this.#handle, options))
   }
 
   /**
@@ -202,7 +203,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *   `replaced`, `closed`
    */
   rescanPartitions(options?: RescanOptions): Promise<Partition[]> {
-    return rescanPartitions(this.#handle, options)
+    return fromCaller(rescanPartitions(this.#handle, options))
   }
 
   /**
@@ -219,7 +220,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    *   `no-such-partition`, `in-use`, `permission`, `replaced`, `not-attached`, `timeout`, `closed`
    */
   mount(target: string | null, options?: MountOptions): Promise<Mount> {
-    return mount(this.#handle, target, options)
+    return fromCaller(mount(this.#handle, target, options))
   }
 
   /**
@@ -232,7 +233,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `timeout` if another process keeps the lock, `closed`
    */
   async lock(options?: Wait): Promise<DeviceLock> {
-    return lockDevice(this.#handle, checkWait(options, CHANGING))
+    return fromCaller(lockDevice(this.#handle, checkWait(options, CHANGING)))
   }
 
   /**
@@ -242,7 +243,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    */
   async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
-    return this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd], deadline.bound), deadline)
+    return fromCaller(
+      this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd], deadline.bound), deadline),
+    )
   }
 
   /**
@@ -251,7 +254,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `io`, `no-space`, `closed`
    */
   flush(options?: Wait): Promise<void> {
-    return flush(this.#handle, options)
+    return fromCaller(flush(this.#handle, options))
   }
 
   /**
@@ -266,7 +269,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `in-use`, `not-attached`, `detaching`, `replaced`, `permission`, `io`, `closed`
    */
   detach(options?: DetachUnmountingOptions): Promise<DetachResult> {
-    return detachUnmounting(this.#handle, options)
+    return fromCaller(detachUnmounting(this.#handle, options))
   }
 
   /**
@@ -286,9 +289,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
   async release(options?: Wait): Promise<string> {
-    // Nobody else would tell udev to look.
-    await lockOf(this.#handle)?.release()
-    return release(this.#handle, options)
+    return fromCaller(release(this.#handle, options))
   }
 
   /**
@@ -296,7 +297,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * but with autoclear (the default of {@link attach}) the kernel detaches the device when nobody else has it open.
    */
   async close(options?: Wait): Promise<void> {
-    return this.#handle.close(checkWait(options, CHANGING))
+    return fromCaller(this.#handle.close(checkWait(options, CHANGING)))
   }
 
   /**
@@ -304,7 +305,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * holds it for longer than 100 ms), and otherwise closes the handle.
    */
   [Symbol.asyncDispose](): Promise<void> {
-    return disposeUnmounting(this.#handle)
+    return fromCaller(disposeUnmounting(this.#handle))
   }
 
   /** As `Symbol.asyncDispose`, with {@link detachSync}: waits at most 1 000 ms for the kernel, and for nobody else. */
@@ -327,7 +328,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
  *   `unsupported-platform`
  */
 export async function attach(file: BackingFile, options?: AttachOptions): Promise<LoopDevice> {
-  return create(await attachPlainOrStack(file, options))
+  return create(await fromCaller(attachPlainOrStack(file, options)))
 }
 
 /**
@@ -337,5 +338,5 @@ export async function attach(file: BackingFile, options?: AttachOptions): Promis
  * @throws LoopError `no-such-device`, `node-missing`, `replaced`, `detaching`, `permission`, `unsupported-platform`
  */
 export async function open(device: DeviceRef, options?: OpenOptions): Promise<LoopDevice> {
-  return create(await openHandle(device, options))
+  return create(await fromCaller(openHandle(device, options)))
 }

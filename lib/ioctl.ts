@@ -23,6 +23,7 @@ import type { Failure, Role } from './errors/causes.ts'
 import { assertSupported } from './errors/errors.ts'
 import type { Asked } from './errors/evidence.ts'
 import { diagnose, explain } from './errors/explain.ts'
+import { fromCaller } from './errors/from-caller.ts'
 import { binding, type CallName } from './kernel/binding.ts'
 import { pageSize } from './kernel/features.ts'
 import { pathOfDescriptor } from './kernel/process.ts'
@@ -85,15 +86,16 @@ function ioctl<Values extends unknown[], Result>(spec: Spec<Values, Result>): Pa
     return { call: spec.ioctl, errno, path, number: numberOfPath(path), fd, backingFile, ...known }
   }
   const nameSync = `${spec.name}Sync` as const
+  const promised = async (values: Values): Promise<Result> => {
+    const encoded = spec.encode(...values)
+    assertSupported()
+    const call = binding()[spec.name] as (...native: unknown[]) => Promise<number>
+    const answer = await call(...encoded)
+    if (answer >= 0) return spec.decode(answer, encoded)
+    throw await diagnose(failureOf(answer, encoded[0], values), spec.role)
+  }
   return {
-    promised: async (...values) => {
-      const encoded = spec.encode(...values)
-      assertSupported()
-      const call = binding()[spec.name] as (...native: unknown[]) => Promise<number>
-      const answer = await call(...encoded)
-      if (answer >= 0) return spec.decode(answer, encoded)
-      throw await diagnose(failureOf(answer, encoded[0], values), spec.role)
-    },
+    promised: (...values) => fromCaller(promised(values)),
     immediate: (...values) => {
       const encoded = spec.encode(...values)
       assertSupported()

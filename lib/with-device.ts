@@ -3,6 +3,7 @@
 import type { AttachOptions } from './attach/options.ts'
 import { type BackingFile, checkFunction } from './common/arguments.ts'
 import { attach, type LoopDevice } from './device.ts'
+import { fromCaller } from './errors/from-caller.ts'
 
 /**
  * Attaches a file, calls `use` with the device, and detaches the device when `use` returns or throws. If both `use` and
@@ -18,12 +19,15 @@ export function withDevice<T>(
   options: AttachOptions | undefined,
   use: (device: LoopDevice) => T | Promise<T>,
 ): Promise<T>
-export async function withDevice<T>(
-  file: BackingFile,
-  ...rest:
-    | [use: (device: LoopDevice) => T | Promise<T>]
-    | [options: AttachOptions | undefined, use: (device: LoopDevice) => T | Promise<T>]
-): Promise<T> {
+export function withDevice<T>(file: BackingFile, ...rest: Rest<T>): Promise<T> {
+  return fromCaller(attachAndUse(file, rest))
+}
+
+type Rest<T> =
+  | [use: (device: LoopDevice) => T | Promise<T>]
+  | [options: AttachOptions | undefined, use: (device: LoopDevice) => T | Promise<T>]
+
+async function attachAndUse<T>(file: BackingFile, rest: Rest<T>): Promise<T> {
   const [options, use] = rest.length === 1 ? [undefined, rest[0]] : rest
   checkFunction('use', use)
   const device = await attach(file, options)

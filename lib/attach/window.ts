@@ -10,6 +10,7 @@ import {
 import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
 import type { Bound } from '../kernel/bounded.ts'
 import { readBlockSizeSync } from '../kernel/sysfs.ts'
@@ -43,7 +44,7 @@ export async function readPartitionTable(file: BackingFile, options?: TableOptio
   assertSupported()
   deadline.throwIfAborted()
   const path = 'path' in argument ? argument.path.toString() : undefined
-  return explained(() => readTableOf(argument, blockSize, deadline), path)
+  return fromCaller(explained(() => readTableOf(argument, blockSize, deadline), path))
 }
 
 async function readTableOf(

@@ -1,6 +1,7 @@
 /** release(): the attachment outlives the process. */
 
 import { CHANGING, checkWait, type Wait } from '../common/deadline.ts'
+import { lockOf } from '../handle/device-lock.ts'
 import type { Handle, Info } from '../handle/handle.ts'
 import { OF_DEVICE } from '../handle/open.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -9,6 +10,8 @@ import { decodeInfo, LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN, newInfo, patchInfo }
 /** Keeps the attachment when this process ends, and closes the handle. Resolves to the device's path. */
 export async function release(handle: Handle, options?: Wait): Promise<string> {
   const deadline = checkWait(options, CHANGING)
+  // Nobody else would tell udev to look.
+  await lockOf(handle)?.release()
   return handle.run(async () => {
     await clearAutoclear(handle)
     await handle.closeNow()

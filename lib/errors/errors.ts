@@ -2,6 +2,7 @@
 
 import { constants } from 'node:os'
 import type { getSystemErrorMap } from 'node:util'
+import { limitStack, OWN_FRAMES, restoreStackLimit } from '../common/stack.ts'
 import { binding } from '../kernel/binding.ts'
 import { listPrebuilds } from '../kernel/prebuilds.ts'
 import type { Holder } from './holders.ts'
@@ -99,7 +100,10 @@ export class LoopError extends Error {
     const { reason, errno, syscall, detail, ioctl, path, backingFile, hint, holders, cause } = fields
     const code = errnoName(errno)
     const subject = [ioctl ?? syscall, path].filter((word) => word !== undefined).join(' ')
+    // What the caller has to see comes after all frames of this library.
+    const limit = limitStack(Error.stackTraceLimit + OWN_FRAMES)
     super(`${code}: ${subject}: ${detail}`, cause === undefined ? undefined : { cause })
+    restoreStackLimit(limit)
     this.code = code
     this.errno = errno
     this.syscall = syscall

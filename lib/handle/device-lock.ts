@@ -4,6 +4,7 @@ import { constants } from 'node:os'
 import { backoff, CHANGING, Deadline } from '../common/deadline.ts'
 import { refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { binding } from '../kernel/binding.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, O_RDWR } from '../kernel/files.ts'
@@ -36,13 +37,14 @@ export class DeviceLock implements AsyncDisposable {
     if (locks.get(handle) !== this) return
     locks.delete(handle)
     if (handle.isClosing) return
-    await handle.run(async () => {
+    const unlocked = handle.run(async () => {
       const answer = binding().flockSync(handle.descriptor, LOCK_UN)
       if (answer < 0) throw handle.explain('flock', answer)
       // Where it is mounted and must not be written meanwhile, udev has no need to look.
       const fd = await openDevice(handle.number, O_RDWR, handle.bound)
       if (fd >= 0) await close(fd, handle.bound)
     }, new Deadline(CHANGING))
+    await fromCaller(unlocked)
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -6,6 +6,7 @@ import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/dea
 import { randomHex } from '../common/digest.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
 import { type Bound, GivenUp, UNDOING, within } from '../kernel/bounded.ts'
 import * as files from '../kernel/files.ts'
@@ -39,7 +40,7 @@ export async function createImage(path: string, size: Bytes, options?: CreateIma
   const deadline = checkDeadline(given, CHANGING)
   assertSupported()
   deadline.throwIfAborted()
-  return explained(() => create(path, bytes, { allocate, overwrite }, deadline), path)
+  return fromCaller(explained(() => create(path, bytes, { allocate, overwrite }, deadline), path))
 }
 
 async function create(

@@ -7,6 +7,7 @@ import { type BackingFile, checkBackingFile, checkOptions, type FileArgument, wr
 import { CHANGING, checkDeadline, type Deadline } from '../common/deadline.ts'
 import { dispose } from '../detach/dispose.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { readAt } from '../kernel/files.ts'
@@ -47,6 +48,14 @@ export async function mountImage(
   file: BackingFile,
   target: string | null = null,
   options?: MountImageOptions,
+): Promise<Mount> {
+  return fromCaller(attachAndMount(file, target, options))
+}
+
+async function attachAndMount(
+  file: BackingFile,
+  target: string | null,
+  options: MountImageOptions | undefined,
 ): Promise<Mount> {
   const given = checkOptions(options, NAMES)
   const argument = checkBackingFile(file)

@@ -8,6 +8,7 @@ import { detach } from '../detach/detach.ts'
 import { detachSync } from '../detach/sync.ts'
 import { disposeSync } from '../detach/dispose.ts'
 import { LoopError, refusal } from '../errors/errors.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { Queue } from '../handle/queue.ts'
@@ -116,7 +117,7 @@ export class Mount implements AsyncDisposable, Disposable {
     const given = checkOptions(options, ['lazy', 'signal', 'timeout'])
     const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
     const deadline = checkDeadline(given, CHANGING)
-    return explained(() => this.unmountWithin(lazy, deadline), this.path)
+    return fromCaller(explained(() => this.unmountWithin(lazy, deadline), this.path))
   }
 
   /** {@link unmount} as a part of other work, which has to know of a call that is given up on. */

@@ -15,6 +15,7 @@ import {
 import { checkDeadline, type Deadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
 import { type Answers, askDevices, isOn, type Silent } from '../handle/ask.ts'
 import { type Bound, GivenUp } from '../kernel/bounded.ts'
@@ -47,6 +48,10 @@ export async function find(
   what: BackingFile | { reference: string } | { mountPoint: string },
   options?: FindOptions,
 ): Promise<LoopInfo[]> {
+  return fromCaller(findDevices(what, options))
+}
+
+async function findDevices(what: Parameters<typeof find>[0], options: FindOptions | undefined): Promise<LoopInfo[]> {
   const given = checkOptions(options, ['unconfirmed', 'signal', 'timeout'])
   const unconfirmed = given.unconfirmed === undefined ? false : checkBoolean('unconfirmed', given.unconfirmed)
   const deadline = checkDeadline(given, LOOKING)

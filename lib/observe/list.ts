@@ -5,6 +5,7 @@ import { checkBoolean, checkOptions } from '../common/arguments.ts'
 import { checkDeadline, LOOKING, type Wait } from '../common/deadline.ts'
 import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import { type Bound, GivenUp, listUnanswering } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
@@ -66,9 +67,13 @@ export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   const deadline = checkDeadline(wait, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
+  return fromCaller(readAll(wantsAll))
+}
+
+async function readAll(free: boolean): Promise<LoopInfo[]> {
   const numbers = await sysfs.readNumbers()
   if (typeof numbers === 'number') throw explain({ call: 'scandir', errno: numbers, path: '/sys/block' }, 'read /sys')
-  return readInfos(numbers, wantsAll)
+  return readInfos(numbers, free)
 }
 
 /** One device; undefined where there is none of that number. */

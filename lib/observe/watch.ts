@@ -8,6 +8,7 @@ import { constants } from 'node:os'
 import { checkOptions, checkSignal } from '../common/arguments.ts'
 import { assertSupported } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
+import { fromCaller } from '../errors/from-caller.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { type DeviceFiles, readDevicesSync } from '../kernel/sysfs-batch.ts'
 import { areUeventsSentHere, subscribe, type Uevent } from '../kernel/uevent.ts'
@@ -93,6 +94,10 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
   }
 
   next(): Promise<IteratorResult<LoopEvent, undefined>> {
+    return fromCaller(this.#next())
+  }
+
+  #next(): Promise<IteratorResult<LoopEvent, undefined>> {
     const failure = this.#failure
     this.#failure = undefined
     // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- the signal's reason, whatever it is
