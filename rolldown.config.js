@@ -13,6 +13,8 @@ const entries = ['index', 'ioctl', 'cli/main', 'cli/commands', 'kernel/seam']
 const chunks = {
   // A command that only looks needs no more of the library.
   list: /\/lib\/(?:observe\/list|kernel\/seam)\.ts$/,
+  // What it shares with the library, which must not need the command.
+  find: /\/lib\/(?:observe\/find|partitions\/ref)\.ts$/,
   commands: /\/lib\/cli\/commands\.ts$/,
   library: /\/lib\/index\.ts$/,
 }

@@ -1,5 +1,6 @@
 #include "sequence.h"
 
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -21,6 +22,7 @@ enum Flow : std::int32_t {
   kMask = 3,
   kNewPart = 4,  // the first step of a part: is made whatever became of those before
   kUndoing = 8,  // of a part that is made only where the sequence was given up on
+  kTimed = 16,   // somebody wants to know how long it takes
 };
 
 // lib/kernel/sequence.ts writes these, and reads the answers.
@@ -28,7 +30,7 @@ struct Step {
   std::int32_t call;  // in Calls()
   std::int32_t flow;
   std::int32_t answers;  // bit i: argument i is the number of an earlier step, of which it takes the answer
-  std::int32_t reserved;
+  float microseconds;    // answered where the step is kTimed
   std::int32_t arguments[kMaxParameters];  // an int, or for data: where on the tape it begins
   double expected;
   double answer;  // stays as it is where the step is not reached
@@ -45,6 +47,11 @@ Step ReadStep(const Tape& tape, std::size_t index) {
 
 void WriteAnswer(Tape& tape, std::size_t index, double answer) {
   std::memcpy(tape.data() + index * sizeof(Step) + offsetof(Step, answer), &answer, sizeof answer);
+}
+
+void WriteTime(Tape& tape, std::size_t index, float microseconds) {
+  std::memcpy(tape.data() + index * sizeof(Step) + offsetof(Step, microseconds), &microseconds,
+              sizeof microseconds);
 }
 
 bool TakesAnswer(const Step& step, std::size_t i) { return (step.answers >> i & 1) != 0; }
@@ -142,16 +149,27 @@ class Sequence final : public Task {
       if (kind != kUndoing && is_given_up()) return;
       const Call& call = Calls()[static_cast<std::size_t>(step.call)];
       Arguments arguments = ArgumentsOf(call, step, tape_);
-      const auto answer = static_cast<double>(Make(call, arguments));
+      const auto answer = static_cast<double>((step.flow & kTimed) == 0 ? Make(call, arguments)
+                                                                        : MakeTimed(index, call, arguments));
       WriteAnswer(tape_, index, answer);
       goes_on = GoesOn(step, answer);
     }
   }
 
-  // Asked by another thread while this one writes answers: it reads the rest of the step only.
+  long MakeTimed(std::size_t index, const Call& call, Arguments& arguments) {
+    const auto start = std::chrono::steady_clock::now();
+    const long answer = Make(call, arguments);
+    const std::chrono::duration<float, std::micro> taken = std::chrono::steady_clock::now() - start;
+    WriteTime(tape_, index, taken.count());
+    return answer;
+  }
+
+  // Asked by another thread while this one writes answers and times: it reads the rest of the step only.
   bool UsesAt(std::size_t index, int fd) const {
     Step step{};
-    std::memcpy(&step, tape_.data() + index * sizeof step, offsetof(Step, expected));
+    const std::byte* from = tape_.data() + index * sizeof step;
+    std::memcpy(&step, from, offsetof(Step, microseconds));
+    std::memcpy(step.arguments, from + offsetof(Step, arguments), sizeof step.arguments);
     const Call& call = Calls()[static_cast<std::size_t>(step.call)];
     for (std::size_t i = 0; i < kMaxParameters; ++i) {
       if (call.parameters[i] == Parameter::kFd && !TakesAnswer(step, i) && step.arguments[i] == fd)

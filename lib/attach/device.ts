@@ -11,6 +11,7 @@ import { closeSync, O_RDWR } from '../kernel/files.ts'
 import { openByHiddenNode } from '../kernel/hidden-folder.ts'
 import { isUdevRunning } from '../kernel/surroundings.ts'
 import * as sysfs from '../kernel/sysfs.ts'
+import { decide } from '../kernel/trace.ts'
 import { addDevice, getFree, openControl, removeDevice } from './loop-control.ts'
 import type { Refusals } from './refusals.ts'
 
@@ -72,6 +73,7 @@ export class FreeDevice {
   }
 
   async #make(control: number, number?: number): Promise<number> {
+    decide(() => `no device is free${number === undefined ? '' : ` of number ${number}`}: one is made`)
     try {
       const made = await addDevice(control, number, this.#wishes.bound)
       this.#made.add(made)
@@ -93,6 +95,7 @@ export class FreeDevice {
     const device = fd === -ENOENT && this.#wishes.createNode ? sysfs.readDeviceNumbers(number) : undefined
     if (device === undefined || (isDevKernels() && !this.#refusals.hasMissedNode(number))) return fd
     const path = devicePath(number)
+    decide(() => `${path} has no node here: it is made`)
     const made = await makeNode(path, device)
     // Another process was faster.
     if (made < 0 && made !== -EEXIST) throw explain({ call: 'mknod', errno: made, path, number }, 'make node')

@@ -5,6 +5,7 @@ import type { Failure, Role } from '../errors/causes.ts'
 import { LoopError, type LoopErrorReason, refusal } from '../errors/errors.ts'
 import { diagnose, explain, withStatus } from '../errors/explain.ts'
 import { devicePath } from '../kernel/devnode.ts'
+import { decide } from '../kernel/trace.ts'
 
 /** One try at one device that failed. */
 export interface Refused {
@@ -74,6 +75,7 @@ export class Refusals {
     this.#times.set(key, times)
     this.#last = refused
     this.#attempt++
+    decide(() => `${devicePath(number)} refused, ${refused.reason}: once more, perhaps another device`)
     if (refused.reason === 'node-missing' && times === CHANCES) throw explain(refused.failure, refused.role)
     if (!(await this.#deadline.pause(backoff(this.#attempt)))) throw await this.#giveUp(refused)
   }

@@ -7,6 +7,7 @@
 
 import { type Asked, type Bound, GivenUp } from '../kernel/bounded.ts'
 import { Sequence } from '../kernel/sequence.ts'
+import { decide } from '../kernel/trace.ts'
 import type { Deadline } from './deadline.ts'
 
 export interface Phase {
@@ -43,12 +44,19 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline, as
       deadline.throwIfAborted()
       const next = phases.find(({ isDone }) => !isDone)
       if (next === undefined) return
+      if (next.plan !== undefined) decide(() => `${nameOf(next)}: step by step`)
       await next.byHand()
     }
   } catch (error) {
+    decide(() => `what was done is undone: ${String(error)}`)
     for (const phase of phases.toReversed()) await undo(phase)
     throw error
   }
+}
+
+/** `Backing` for a BackingPhase. */
+function nameOf(phase: Phase): string {
+  return phase.constructor.name.replace(/Phase$/, '')
 }
 
 /** What cannot be taken back must not keep the others from being taken back; the first error is the one to be told. */
@@ -74,6 +82,7 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
     takers.push(take)
   }
   if (takers.length === 0) return
+  decide(() => `in one hop: ${phases.slice(0, takers.length).map(nameOf).join(', ')}`)
   try {
     await sequence.run(bound, asked)
   } catch (error) {

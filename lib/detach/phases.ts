@@ -12,6 +12,7 @@ import { close, fsync, O_EXCL, O_RDONLY, O_RDWR } from '../kernel/files.ts'
 import { canAdministrate } from '../kernel/process.ts'
 import type { Sequence, Step } from '../kernel/sequence.ts'
 import * as sysfs from '../kernel/sysfs.ts'
+import { decide } from '../kernel/trace.ts'
 import { removeUnused } from '../partitions/blkpg.ts'
 import { removeNodesOfGone } from '../partitions/nodes.ts'
 import { assertRemovable, type Detaching, readPresent } from './detaching.ts'
@@ -106,6 +107,7 @@ export class ExclusivePhase implements Phase {
     const { handle, deadline } = this.#work
     this.#attempt++
     const holders = await holdersOf(handle)
+    decide(() => `it cannot be had exclusively: ${describeHolders(holders)}`)
     const isLasting = holders.some(({ kind }) => kind !== 'process' && kind !== 'unknown')
     if (isLasting || !(await deadline.pause(backoff(this.#attempt)))) {
       throw inUse(handle, holders, tries(this.#attempt, deadline))
@@ -222,6 +224,7 @@ export class ClearPhase implements Phase {
   async #wait(): Promise<void> {
     const { handle, deadline } = this.#work
     this.#attempt++
+    decide(() => `somebody else has ${handle.path} open: the detach is taken back, and tried again`)
     const isLasting = (await findStackedLoops(handle.number)).length > 0
     if (isLasting || !(await deadline.pause(backoff(this.#attempt)))) {
       throw inUse(handle, await holdersOf(handle), tries(this.#attempt, deadline))

@@ -5,6 +5,7 @@ import type { getSystemErrorMap } from 'node:util'
 import { limitStack, OWN_FRAMES, restoreStackLimit } from '../common/stack.ts'
 import { binding } from '../kernel/binding.ts'
 import { listPrebuilds } from '../kernel/prebuilds.ts'
+import { decide } from '../kernel/trace.ts'
 import type { Holder } from './holders.ts'
 
 /**
@@ -113,6 +114,7 @@ export class LoopError extends Error {
     if (backingFile !== undefined) this.backingFile = backingFile
     if (hint !== undefined) this.hint = hint
     if (holders !== undefined) this.holders = holders
+    decide(() => `${reason}: ${this.message}`)
   }
 
   /** Whether `error` is a LoopError, and, if you give a reason, whether it has that reason. */

@@ -19,6 +19,7 @@
 
 import { onAbort } from './abort.ts'
 import { type Binding, binding, type CallName, type Calls } from './binding.ts'
+import { decide } from './trace.ts'
 
 /** The number of a device, or the path of a file. */
 export type Asked = number | string
@@ -59,6 +60,7 @@ export class GivenUp extends Error {
     this.isAborted = signal?.aborted ?? false
     if (this.isAborted) this.cause = signal?.reason
     this.back = back ?? Promise.resolve()
+    decide(() => `${this.isAborted ? 'aborted' : 'given up on'}: ${this.message}`)
   }
 }
 

@@ -31,9 +31,9 @@ function errnoOf(error: NodeJS.ErrnoException): number {
   return error.errno ?? -5
 }
 
-function answerSync<T>(name: string, call: () => T): T | number {
+function answerSync<T>(name: string, path: PathLike, call: (path: PathLike) => T): T | number {
   try {
-    return observed(name, call)()
+    return observed(name, call)(path)
   } catch (error) {
     return errnoOf(error as NodeJS.ErrnoException)
   }
@@ -143,15 +143,15 @@ function nameOf(path: PathLike): string {
 }
 
 export function statSync(path: PathLike): BigIntStats | number {
-  return answerSync('statSync', () => fs.statSync(path, { bigint: true }))
+  return answerSync('statSync', path, (it) => fs.statSync(it, { bigint: true }))
 }
 
 export function lstatSync(path: PathLike): BigIntStats | number {
-  return answerSync('lstatSync', () => fs.lstatSync(path, { bigint: true }))
+  return answerSync('lstatSync', path, (it) => fs.lstatSync(it, { bigint: true }))
 }
 
 export function unlinkSync(path: string): number {
-  return answerSync('unlinkSync', () => (fs.unlinkSync(path), 0))
+  return answerSync('unlinkSync', path, (it) => (fs.unlinkSync(it), 0))
 }
 
 export function existsSync(path: string): boolean {
@@ -205,7 +205,7 @@ export function readFile(path: string, bound?: Bound): Promise<Buffer | number> 
 }
 
 export function readFileSync(path: string): Buffer | number {
-  return answerSync('readFileSync', () => fs.readFileSync(path))
+  return answerSync('readFileSync', path, (it) => fs.readFileSync(it))
 }
 
 /** Names that are no UTF-8 are not told rightly. */
@@ -215,7 +215,7 @@ export async function readDirectory(path: string, bound?: Bound): Promise<string
 }
 
 export function readDirectorySync(path: string): string[] | number {
-  return answerSync('readDirectorySync', () => fs.readdirSync(path))
+  return answerSync('readDirectorySync', path, (it) => fs.readdirSync(it))
 }
 
 /** Through all links; the path of a file that is there. */
@@ -230,5 +230,5 @@ export async function realPath(path: PathLike, bound?: Bound): Promise<string | 
 }
 
 export function readLinkSync(path: string): string | number {
-  return answerSync('readLinkSync', () => fs.readlinkSync(path))
+  return answerSync('readLinkSync', path, (it) => fs.readlinkSync(it))
 }

@@ -1,5 +1,7 @@
 /** Where a test can stand between this library and the kernel: every call through the addon and node:fs passes here. */
 
+import { isTraced, traced } from './trace.ts'
+
 let observer: ((call: string) => void) | undefined
 let inSequences = false
 
@@ -27,6 +29,6 @@ export function observed<Values extends unknown[], Result>(
 ): (...values: Values) => Result {
   return (...values) => {
     tell(name)
-    return call(...values)
+    return isTraced() ? traced(name, values, () => call(...values)) : call(...values)
   }
 }

@@ -4,6 +4,7 @@ import { binding, type CallName, type Calls, NoThread } from './binding.ts'
 import { type Asked, assertNotOver, type Bound, callBounded, GivenUp } from './bounded.ts'
 import { callBoundedSync } from './bounded-sync.ts'
 import { tell, wantsSingleCalls } from './seam.ts'
+import { isTraced, traceCall } from './trace.ts'
 
 /** A call of a sequence: once that has run, its answer; undefined where it ended before. */
 export class Step {
@@ -34,6 +35,7 @@ const IF_EXPECTED = 1
 const ALWAYS = 2
 const NEW_PART = 4
 const UNDOING = 8
+const TIMED = 16
 
 interface Planned {
   name: CallName
@@ -46,7 +48,7 @@ interface Planned {
 // struct Step in native/sequence.cc
 const STEP_SIZE = 48
 const [INTS, DOUBLES] = [STEP_SIZE / 4, STEP_SIZE / 8]
-const [CALL, FLOW, ANSWERS, ARGUMENTS] = [0, 1, 2, 4]
+const [CALL, FLOW, ANSWERS, MICROSECONDS, ARGUMENTS] = [0, 1, 2, 3, 4]
 const [EXPECTED, ANSWER] = [4, 5]
 
 /** Data that calls fill is filled when the sequence has run. */
@@ -147,10 +149,11 @@ export class Sequence {
     const tape = new Uint8Array(end)
     const ints = new Int32Array(tape.buffer)
     const doubles = new Float64Array(tape.buffer)
+    const timed = isTraced() ? TIMED : 0
     for (const [i, { name, values, flow, expected }] of this.#planned.entries()) {
       const at = i * INTS
       ints[at + CALL] = rowOf(name)
-      ints[at + FLOW] = flow
+      ints[at + FLOW] = flow | timed
       ints[at + ANSWERS] = values.reduce<number>((bits, value, k) => bits | (value instanceof Step ? 1 << k : 0), 0)
       ints.set(numbers[i] ?? [], at + ARGUMENTS)
       doubles[i * DOUBLES + EXPECTED] = expected
@@ -174,6 +177,16 @@ export class Sequence {
         value.set(tape.subarray(at, at + value.length))
         at += Math.ceil(value.length / 8) * 8
       }
+    }
+    if (isTraced()) this.#trace(tape)
+  }
+
+  #trace(tape: Uint8Array): void {
+    const floats = new Float32Array(tape.buffer)
+    for (const [i, { name, values, step }] of this.#planned.entries()) {
+      if (step.answer === undefined) continue
+      const told = values.map((value) => (value instanceof Step ? value.fd : value))
+      traceCall(name, told, step.answer, floats[i * INTS + MICROSECONDS] ?? 0)
     }
   }
 

@@ -111,6 +111,12 @@ export function encodeConfig(blockSize: number, info: Partial<LoopInfo64>): Uint
   return bytes
 }
 
+/** struct loop_config as {@link encodeConfig} makes it. */
+export function decodeConfig(bytes: Uint8Array): LoopInfo64 & { blockSize: number } {
+  const blockSize = view(bytes).getUint32(4, little)
+  return { blockSize, ...decodeInfo(bytes.subarray(INFO_IN_CONFIG, INFO_IN_CONFIG + INFO_SIZE)) }
+}
+
 /** A path as the addon takes it. */
 export function encodePath(path: string | Buffer): Uint8Array {
   return Buffer.concat([typeof path === 'string' ? encoder.encode(path) : path, END])

@@ -6,6 +6,7 @@ import { LoopError } from '../errors/errors.ts'
 import type { Handle } from '../handle/handle.ts'
 import { readBlockSize, readSize } from '../handle/size.ts'
 import * as sysfs from '../kernel/sysfs.ts'
+import { decide } from '../kernel/trace.ts'
 import {
   addPartitions,
   growPartition,
@@ -47,7 +48,9 @@ export async function showPartitions(handle: Handle, mode: ScanMode, deadline: D
     const table = await (mode === 'user' ? mustFindTable(handle) : tryToFindTable(handle))
     const isForUs = mode === 'user' || (mode === 'any' && table !== undefined && hasNoParser(table))
     if (!isForUs) await settlePartitions(handle, deadline)
-    if (isForUs || isMissing(handle, table, mode)) {
+    const isOurs = isForUs || isMissing(handle, table, mode)
+    decide(() => `partitions of ${handle.path}: by ${isOurs ? 'BLKPG' : "the kernel's own parsers"}`)
+    if (isOurs) {
       added = await addFrom(handle, table)
       await settlePartitions(handle, deadline)
     }

@@ -10,6 +10,7 @@ import { devicePath } from '../../kernel/devnode.ts'
 import { diskSeqCountsAttachments } from '../../kernel/features.ts'
 import { closeSync } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
+import { decide } from '../../kernel/trace.ts'
 import { type Attaching, known } from '../attaching.ts'
 import type { Backing } from '../backing.ts'
 import { openControl } from '../loop-control.ts'
@@ -46,6 +47,8 @@ export class LookPhase implements Phase {
     if (work.wanted.overlap === 'reuse') {
       for (const candidate of found.filter((other) => this.#isAsWanted(other))) {
         work.handle ??= await this.#share(backing, candidate)
+        if (work.handle !== undefined)
+          decide(() => `${devicePath(candidate.number)} is attached to it already, and shared`)
       }
     }
     if (work.handle === undefined) refuseConflict(work, found)
@@ -141,6 +144,7 @@ export class GuardPhase implements Phase {
     const backing = backingOf(work)
     work.isUnshared = isFileUnshared(backing)
     if (!work.isUnshared) {
+      decide(() => `${backing.path} may be open elsewhere: every device is looked at for the same bytes`)
       await this.#giveWay(backing)
     }
     this.#isDone = true
