@@ -3,6 +3,7 @@
 import { constants } from 'node:os'
 import type { getSystemErrorMap } from 'node:util'
 import { limitStack, OWN_FRAMES, restoreStackLimit } from '../common/stack.ts'
+import { Bundled } from '../kernel/addon.ts'
 import { binding } from '../kernel/binding.ts'
 import { listPrebuilds } from '../kernel/prebuilds.ts'
 import { decide } from '../kernel/trace.ts'
@@ -238,6 +239,12 @@ export function assertSupported(): void {
   try {
     binding()
   } catch (cause) {
+    if (cause instanceof Bundled) {
+      throw refusal('unsupported-platform', 'load', cause.message, {
+        hint: "keep it out of the bundle with external: ['loopctl'], and install it beside that",
+        cause,
+      })
+    }
     const said = cause instanceof Error ? cause.message.split('\n', 1)[0] : String(cause)
     const detail = `no usable binary for linux-${process.arch}; there is ${listPrebuilds().join(', ') || 'none'}: ${said}`
     throw refusal('unsupported-platform', 'load', detail, {

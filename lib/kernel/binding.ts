@@ -1,8 +1,9 @@
 /** The addon as TypeScript sees it. Every call answers a value >= 0 or the negative errno. */
 
-import { createRequire } from 'node:module'
-import { fileURLToPath } from 'node:url'
+import { loadAddon } from './addon.ts'
 import { observed } from './seam.ts'
+
+export { ROOT } from './addon.ts'
 
 /** One line a call, as in native/calls.cc; each exists as `name` and as `nameSync`. */
 export interface Calls {
@@ -164,19 +165,14 @@ let loaded: Binding | undefined
 /**
  * The addon, loaded by the first caller: importing loopctl must succeed where there is no loop driver at all.
  *
- * @throws whatever node-gyp-build or the dynamic linker said, where no binary fits
+ * @throws what {@link loadAddon} throws, where no binary fits
  */
 export function binding(): Binding {
   return (loaded ??= load())
 }
 
-/** Of the package. */
-export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url))
-
 function load(): Binding {
-  const require = createRequire(import.meta.url)
-  const fromPackage = require('node-gyp-build') as (root: string) => Record<string, AnyCall>
-  const addon = fromPackage(ROOT)
+  const addon = loadAddon() as Record<string, AnyCall>
   const result: Record<string, unknown> = {}
   for (const [name, call] of Object.entries(addon)) {
     // What a sequence calls is observed call by call.
