@@ -3,7 +3,7 @@
  * beside it by import.meta.url is two folders up, as in lib/: so chunks are in a folder too.
  */
 
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { defineConfig } from 'rolldown'
 
 // The last two are for the manual page, and for tests that watch the calls.
@@ -19,13 +19,34 @@ const chunks = {
   library: /\/lib\/index\.ts$/,
 }
 
-const commanderLicense = readFileSync(new URL('node_modules/commander/LICENSE', import.meta.url), 'utf8')
+/** Bundled into the command, commander takes half the time: it is seven files. Users get one dependency only. */
+const BUNDLED = [
+  'commander',
+  'cli-progress',
+  'string-width',
+  'strip-ansi',
+  'ansi-regex',
+  'emoji-regex',
+  'is-fullwidth-code-point',
+]
+
+/** A notice of each package that is in a file, which its license asks for. */
+function noticesOf(moduleIds) {
+  const packages = BUNDLED.filter((name) => moduleIds.some((id) => id.includes(`/node_modules/${name}/`)))
+  return packages.map((name) => `/*! With ${name}, of which this is the license:\n\n${licenseOf(name)}*/`).join('\n')
+}
+
+function licenseOf(name) {
+  const folder = new URL(`node_modules/${name}/`, import.meta.url)
+  const file = readdirSync(folder).find((each) => /^licen[cs]e\b/i.test(each))
+  if (file === undefined) throw new Error(`${name} has no license`)
+  return readFileSync(new URL(file, folder), 'utf8')
+}
 
 export default defineConfig({
   input: Object.fromEntries(entries.map((name) => [name, `lib/${name}.ts`])),
   platform: 'node',
-  // Bundled, commander takes half the time: it is seven files.
-  external: /^(?![./]|commander$)/,
+  external: (id) => !/^[./]/.test(id) && !BUNDLED.includes(id),
   // Warnings are errors.
   onLog: (_level, { message }) => {
     throw new Error(message)
@@ -39,9 +60,6 @@ export default defineConfig({
     codeSplitting: {
       groups: Object.entries(chunks).map(([name, test], i, { length }) => ({ name, test, priority: length - i })),
     },
-    banner: ({ moduleIds }) =>
-      moduleIds.some((id) => id.includes('/node_modules/commander/'))
-        ? `/*! With commander, of which this is the license:\n\n${commanderLicense}*/`
-        : '',
+    banner: ({ moduleIds }) => noticesOf(moduleIds),
   },
 })
