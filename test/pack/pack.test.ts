@@ -1,9 +1,19 @@
 /** The tarball that would be published: what is in it, and that it works where there is no compiler. */
 
 import { execFileSync, spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join, relative } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { test as kernelTest } from '../kernel/support.ts'
@@ -42,7 +52,7 @@ describe('the package', { timeout: LIMIT }, () => {
       .filter((file) => file.endsWith('.ts'))
       .map((file) => file.slice(0, -'.ts'.length))
     const made = readdirSync(join(ROOT, 'dist'), { recursive: true, encoding: 'utf8' }).filter((file) =>
-      /\.js(\.map)?$/.test(file),
+      /\.(?:js(?:\.map)?|cjs|d\.cts)$/.test(file),
     )
     // What the README links to: npm shows it beside the package, and it is read in node_modules too.
     const documents = ['.', 'docs', 'examples'].flatMap((folder) =>
@@ -59,9 +69,30 @@ describe('the package', { timeout: LIMIT }, () => {
       ...made.map((file) => `dist/${file}`),
       ...PREBUILDS,
     ]
-    expect(made).toEqual(expect.arrayContaining(['index.js', 'ioctl.js', 'cli/main.js', 'chunks/library.js']))
+    expect(made).toEqual(expect.arrayContaining(['index.js', 'index.cjs', 'index.d.cts', 'cli/main.js']))
     const packed = execFileSync('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n')
     expect(packed.map((file) => file.replace(/^package\//, '')).toSorted()).toEqual(wanted.toSorted())
+  })
+
+  test('a user gets node-gyp-build with it, and nothing else', () => {
+    const tree = execFileSync('npm', ['ls', '--all', '--parseable'], { cwd: project, encoding: 'utf8', env })
+    const names = tree
+      .trim()
+      .split('\n')
+      .slice(1)
+      .map((path) => path.split('node_modules/').at(-1) ?? '')
+    expect(names.toSorted()).toEqual(['loopctl', 'node-gyp-build'])
+  })
+
+  test('links of its pages lead to what is in it, or to how it is worked on', () => {
+    const root = join(project, 'node_modules/loopctl')
+    const pages = ['README.md', 'CHANGELOG.md', ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`)]
+    for (const page of pages.filter((name) => name.endsWith('.md'))) {
+      for (const [, target = ''] of readFileSync(join(root, page), 'utf8').matchAll(/\]\(([^)#]+)/g)) {
+        if (/^https?:|(?:^|\/)(?:test\/|scripts\/|bench\/|CONTRIBUTING)/.test(target)) continue
+        expect(existsSync(join(root, dirname(page), target)), `${page}: ${target}`).toBe(true)
+      }
+    }
   })
 
   test('is small', () => {
