@@ -21,6 +21,8 @@ export type Holder = { device: string } & (
       kind: 'process'
       pid: number
       command: string
+      /** The descriptors, where the process is this one: such as the `fd` of another handle. */
+      descriptors?: number[]
       /** The process uses files of a filesystem of the device that was unmounted lazily (`umount -l`). */
       unmounted?: true
     }
@@ -44,6 +46,8 @@ export function adviseHolders([holder]: readonly Holder[]): string {
     case 'loop':
       return `detach ${holder.path} first`
     case 'process':
+      if (holder.descriptors !== undefined)
+        return `close ${describeOwn(holder.descriptors)} of process ${holder.pid}, which is this one`
       return holder.unmounted
         ? `end process ${holder.pid} (${holder.command}) first, or wait for it to leave the filesystem`
         : `wait for process ${holder.pid} (${holder.command}) to close it, or end it`
@@ -63,6 +67,11 @@ function quote(path: string): string {
   return /^[\w./@:+-]+$/.test(path) ? path : `'${path.replaceAll("'", String.raw`'\''`)}'`
 }
 
+/** `descriptor 21`, `descriptors 21 and 22`. */
+export function describeOwn(descriptors: readonly number[]): string {
+  return `descriptor${descriptors.length === 1 ? '' : 's'} ${descriptors.join(' and ')}`
+}
+
 function describeHolder(holder: Holder): string {
   switch (holder.kind) {
     case 'mount': {
@@ -76,6 +85,9 @@ function describeHolder(holder: Holder): string {
     case 'loop':
       return `${holder.path} is attached to ${holder.device}`
     case 'process':
+      if (holder.descriptors !== undefined) {
+        return `process ${holder.pid} (${holder.command}), which is this one, has ${holder.device} open as ${describeOwn(holder.descriptors)}`
+      }
       return holder.unmounted
         ? `process ${holder.pid} (${holder.command}) is still in a filesystem of ${holder.device} that was unmounted lazily`
         : `process ${holder.pid} (${holder.command}) has ${holder.device} open`

@@ -9,12 +9,12 @@ import { minorOfDevice } from '../kernel/features.ts'
 import { readDirectory, readFile } from '../kernel/files.ts'
 import { isBlockDevice, statCached } from '../kernel/folder.ts'
 import { type Mount, readMounts, unescapeOctal } from '../kernel/mountinfo.ts'
-import { type ProcessUse, readProcessUses } from '../kernel/processes.ts'
+import { findOwnDescriptors, type ProcessUse, readProcessUses } from '../kernel/processes.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { Holder } from './holder.ts'
 import { findStacked } from './stacked-loops.ts'
 
-export { adviseHolders, describeHolders, type Holder } from './holder.ts'
+export { adviseHolders, describeHolders, describeOwn, type Holder } from './holder.ts'
 
 /** The device and its partitions: `major:minor` to path. */
 type Devices = ReadonlyMap<string, string>
@@ -200,13 +200,16 @@ class ProcessSearch {
     for (let i = 0; i < pids.length; i += BATCH) {
       const batch = pids.slice(i, i + BATCH)
       const uses = await readProcessUses(batch, [...this.#devices.keys()], ownDescriptors, this.#bound)
-      for (const use of uses) await this.#take(use)
+      for (const use of uses) await this.#take(use, ownDescriptors)
     }
     await this.#tellUnmounted()
   }
 
-  async #take({ pid, mountNamespace, open, within }: ProcessUse): Promise<void> {
-    for (const key of open) await this.#tellProcess(this.#devices.get(key), pid)
+  async #take({ pid, mountNamespace, open, within }: ProcessUse, ownDescriptors: readonly number[]): Promise<void> {
+    for (const key of open) {
+      const descriptors = pid === process.pid ? findOwnDescriptors(key, ownDescriptors) : []
+      await this.#tellProcess(this.#devices.get(key), pid, descriptors.length === 0 ? {} : { descriptors })
+    }
     for (const key of within) this.#within.push([this.#devices.get(key) ?? key, pid])
     if (mountNamespace === 0n || this.#namespaces.has(mountNamespace)) return
     this.#namespaces.add(mountNamespace)
@@ -221,7 +224,11 @@ class ProcessSearch {
     }
   }
 
-  async #tellProcess(device: string | undefined, pid: number, more?: { unmounted: true }): Promise<void> {
+  async #tellProcess(
+    device: string | undefined,
+    pid: number,
+    more: { unmounted?: true; descriptors?: number[] },
+  ): Promise<void> {
     if (device === undefined) return
     this.#found.push({ device, kind: 'process', pid, command: await readCommand(pid, this.#bound), ...more })
   }

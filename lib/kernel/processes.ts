@@ -1,8 +1,11 @@
 /** What processes have of some devices: native/processes.cc, which waits for no server. */
 
+import { binding } from './binding.ts'
 import type { Bound } from './bounded.ts'
+import { readDirectorySync } from './files.ts'
+import { isBlockDevice } from './folder.ts'
 import { Sequence } from './sequence.ts'
-import { little } from './uapi.ts'
+import { decodeStat, little, newStat } from './uapi.ts'
 
 const SIZE = 1320
 const MOST_DEVICES = 257
@@ -43,6 +46,25 @@ export async function readProcessUses(
   })
   await sequence.run(bound)
   return asked.filter(({ step }) => step.succeeded).map(({ pid, bytes }) => decodeUse(pid, bytes, known))
+}
+
+/**
+ * The descriptors of this process that are open on the device, `major:minor`.
+ *
+ * @param ignored those that do not count
+ */
+export function findOwnDescriptors(device: string, ignored: readonly number[]): number[] {
+  const names = readDirectorySync('/proc/self/fd')
+  if (typeof names === 'number') return []
+  return names.map(Number).filter((fd) => !ignored.includes(fd) && deviceOf(fd) === device)
+}
+
+/** The block device that the descriptor is open on; no server is waited for. */
+function deviceOf(fd: number): string | undefined {
+  const bytes = newStat()
+  if (binding().statxCachedSync(fd, bytes) < 0) return undefined
+  const stat = decodeStat(bytes)
+  return isBlockDevice(stat) ? stat.rdevice : undefined
 }
 
 function encodeUse(devices: readonly string[], ignored: readonly number[]): Uint8Array {

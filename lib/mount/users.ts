@@ -1,7 +1,7 @@
 /** Who keeps a mount busy: processes with files of it, mounts in it, loop devices and swap on files of it. */
 
 import { setImmediate } from 'node:timers/promises'
-import type { Holder } from '../errors/holders.ts'
+import { describeOwn, type Holder } from '../errors/holders.ts'
 import { readDirectory, readDirectorySync, readFile, readFileSync } from '../kernel/files.ts'
 import { readMounts } from '../kernel/mountinfo.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -63,7 +63,9 @@ function describeUser(user: Holder): string {
     case 'loop':
       return `${user.path} is attached to a file of it`
     case 'process':
-      return `process ${user.pid} (${user.command}) uses it`
+      return user.descriptors === undefined
+        ? `process ${user.pid} (${user.command}) uses it`
+        : `process ${user.pid} (${user.command}), which is this one, has a file of it open as ${describeOwn(user.descriptors)}`
     default:
       return 'it is in use'
   }
@@ -78,7 +80,9 @@ export function adviseUsers([user]: readonly Holder[]): string {
     case 'loop':
       return `detach ${user.path} first; ${otherwise}`
     case 'process':
-      return `wait for process ${user.pid} (${user.command}), or end it; ${otherwise}`
+      return user.descriptors === undefined
+        ? `wait for process ${user.pid} (${user.command}), or end it; ${otherwise}`
+        : `close ${describeOwn(user.descriptors)} of process ${user.pid}, which is this one; ${otherwise}`
     default:
       return `look for its user in other mount and process namespaces; ${otherwise}`
   }
@@ -124,13 +128,15 @@ async function processesOf(
   const users: Holder[] = []
   let lastPause = performance.now()
   for (const pid of pids) {
-    if (uses(pid, id, pid === process.pid ? ownDescriptors : [])) {
+    const used = uses(pid, id, pid === process.pid ? ownDescriptors : [])
+    if (used !== undefined) {
       const command = await readFile(`/proc/${pid}/comm`)
       users.push({
         device: source,
         kind: 'process',
         pid,
         command: typeof command === 'number' ? '?' : command.toString().trimEnd(),
+        ...(pid === process.pid && used.length > 0 && { descriptors: used }),
       })
     }
     if (performance.now() - lastPause > SLICE) {
@@ -141,13 +147,16 @@ async function processesOf(
   return users
 }
 
-/** By the number of the mount that the kernel says of each file: their paths tell less, and could lead to a dead server. */
-function uses(pid: number, id: bigint, ownDescriptors: readonly number[]): boolean {
+/**
+ * The descriptors with which a process uses the mount, none where it only is there; undefined: it does not use it. By the
+ * number of the mount that the kernel says of each file: their paths tell less, and could lead to a dead server.
+ */
+function uses(pid: number, id: bigint, ownDescriptors: readonly number[]): number[] | undefined {
   const folder = `/proc/${pid}`
-  if (['cwd', 'root', 'exe'].some((link) => statMagicLink(`${folder}/${link}`)?.mountId === id)) return true
+  const isOn = (link: string) => statMagicLink(`${folder}/${link}`)?.mountId === id
+  const isThere = ['cwd', 'root', 'exe'].some(isOn)
   const descriptors = readDirectorySync(`${folder}/fd`)
-  if (typeof descriptors === 'number') return false
-  return descriptors.some((fd) => {
-    return !ownDescriptors.includes(Number(fd)) && statMagicLink(`${folder}/fd/${fd}`)?.mountId === id
-  })
+  const all = typeof descriptors === 'number' ? [] : descriptors.map(Number)
+  const open = all.filter((fd) => !ownDescriptors.includes(fd) && isOn(`fd/${fd}`))
+  return isThere || open.length > 0 ? open : undefined
 }

@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect } from 'vitest'
-import { attach } from '../../lib/index.ts'
+import { attach, open } from '../../lib/index.ts'
 import { blkPgAddPartitionSync, blkPgDelPartitionSync } from '../../lib/ioctl.ts'
 import { MOUNT_NAMESPACE } from './environments.ts'
 import { failure, sysfs, test } from './support.ts'
@@ -47,6 +47,21 @@ describe('holders', () => {
     }
   })
 
+  test('of this process itself, which descriptors', async ({ image }) => {
+    await using device = await attach(image('disk'))
+    await using other = await open(device.ref)
+    const error = await failure('in-use', () => device.detach({ timeout: 0 }))
+    expect(error.holders).toMatchObject([{ kind: 'process', pid: process.pid, descriptors: [other.fd] }])
+    expect(error.message).toContain(`which is this one, has ${device.path} open as descriptor ${other.fd}`)
+    expect(error.hint).toContain(`close descriptor ${other.fd} of process ${process.pid}, which is this one;`)
+
+    const third = openSync(device.path, 'r')
+    const both = await device.holders()
+    closeSync(third)
+    const descriptors = [other.fd, third].toSorted((a, b) => a - b)
+    expect(both).toMatchObject([{ pid: process.pid, descriptors: expect.arrayContaining(descriptors) }])
+  })
+
   test('processes, once each, this one too; a partition counts', async ({ image }) => {
     await using device = await attach(image('disk'))
     blkPgAddPartitionSync(device.fd, { number: 1, start: 4096n, length: 8192n })
@@ -61,7 +76,13 @@ describe('holders', () => {
       const holders = await device.holders()
       expect(holders.length).toBe(2)
       expect(holders).toContainEqual({ device: device.path, kind: 'process', pid: child.pid, command: 'sleep' })
-      expect(holders).toContainEqual({ device: partition, kind: 'process', pid: process.pid, command })
+      expect(holders).toContainEqual({
+        device: partition,
+        kind: 'process',
+        pid: process.pid,
+        command,
+        descriptors: [own],
+      })
     } finally {
       closeSync(own)
       child.kill('SIGKILL')

@@ -372,7 +372,7 @@ describe('withDevice', () => {
         held = openSync(device.path, 'r')
       }),
     )
-    expect(inUse.holders).toMatchObject([{ kind: 'process', pid: process.pid }])
+    expect(inUse.holders).toMatchObject([{ kind: 'process', pid: process.pid, descriptors: [held] }])
     closeSync(held)
     expectDetached(file)
   })
