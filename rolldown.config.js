@@ -56,6 +56,8 @@ export default defineConfig({
     format: 'esm',
     sourcemap: true,
     sourcemapExcludeSources: true,
+    // They are in lib/, where the source maps lead.
+    comments: { legal: true, jsdoc: false, annotation: true },
     chunkFileNames: 'chunks/[name].js',
     codeSplitting: {
       groups: Object.entries(chunks).map(([name, test], i, { length }) => ({ name, test, priority: length - i })),
