@@ -1,3 +1,9 @@
+/**
+ * From a file to a block device, and from there to its files: attach, mount, change, detach.
+ *
+ * @module loopctl
+ */
+
 export { type BackingFile, type Bytes } from './common/arguments.ts'
 export { type AttachOptions } from './attach/options.ts'
 export { readPartitionTable, type TableOptions } from './attach/window.ts'

@@ -7,6 +7,8 @@
  * synchronous. All of them refuse a descriptor that does not belong to a whole loop device, with reason
  * `not-a-loop-device` (LOOP_CLR_FD on a partition would detach the whole device), and a descriptor that is not open,
  * with `closed`.
+ *
+ * @module loopctl/ioctl
  */
 
 import {
@@ -190,12 +192,40 @@ const ctlAdd = ioctl({
   decode: theAnswer,
   known: (_, number) => (number === -1 ? {} : { number }),
 })
+
 /**
  * Makes /dev/loop`number`, or with -1 the next unused one (up to 5.13 only if no device is free). Returns the number.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const number = await loopCtlAdd(control, -1)
+ * await loopCtlRemove(control, number)
+ * closeSync(control)
+ * ```
  */
-export const loopCtlAdd: (fd: number, number: number) => Promise<number> = ctlAdd.promised
-/** {@link loopCtlAdd}, synchronous. */
-export const loopCtlAddSync: (fd: number, number: number) => number = ctlAdd.immediate
+export function loopCtlAdd(fd: number, number: number): Promise<number> {
+  return ctlAdd.promised(fd, number)
+}
+
+/**
+ * {@link loopCtlAdd}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const number = loopCtlAddSync(control, -1)
+ * loopCtlRemoveSync(control, number)
+ * closeSync(control)
+ * ```
+ */
+export function loopCtlAddSync(fd: number, number: number): number {
+  return ctlAdd.immediate(fd, number)
+}
 
 const ctlRemove = ioctl({
   ioctl: 'LOOP_CTL_REMOVE',
@@ -208,10 +238,40 @@ const ctlRemove = ioctl({
   decode: theAnswer,
   known: (_, number) => ({ number }),
 })
-/** Removes a free device that nobody has open. Returns its number up to kernel 5.11, and 0 from 5.12 on. */
-export const loopCtlRemove: (fd: number, number: number) => Promise<number> = ctlRemove.promised
-/** {@link loopCtlRemove}, synchronous; takes some 45 ms. */
-export const loopCtlRemoveSync: (fd: number, number: number) => number = ctlRemove.immediate
+
+/**
+ * Removes a free device that nobody has open. Returns its number up to kernel 5.11, and 0 from 5.12 on.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const number = await loopCtlAdd(control, -1)
+ * await loopCtlRemove(control, number)
+ * closeSync(control)
+ * ```
+ */
+export function loopCtlRemove(fd: number, number: number): Promise<number> {
+  return ctlRemove.promised(fd, number)
+}
+
+/**
+ * {@link loopCtlRemove}, synchronous; takes some 45 ms.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const number = loopCtlAddSync(control, -1)
+ * loopCtlRemoveSync(control, number)
+ * closeSync(control)
+ * ```
+ */
+export function loopCtlRemoveSync(fd: number, number: number): number {
+  return ctlRemove.immediate(fd, number)
+}
 
 const ctlGetFree = ioctl({
   ioctl: 'LOOP_CTL_GET_FREE',
@@ -219,10 +279,38 @@ const ctlGetFree = ioctl({
   encode: onlyFd,
   decode: theAnswer,
 })
-/** The number of a free device, which is made if there is none. Another program can take it before you do. */
-export const loopCtlGetFree: (fd: number) => Promise<number> = ctlGetFree.promised
-/** {@link loopCtlGetFree}, synchronous. */
-export const loopCtlGetFreeSync: (fd: number) => number = ctlGetFree.immediate
+
+/**
+ * The number of a free device, which is made if there is none. Another program can take it before you do.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * console.log(`/dev/loop${await loopCtlGetFree(control)}`)
+ * closeSync(control)
+ * ```
+ */
+export function loopCtlGetFree(fd: number): Promise<number> {
+  return ctlGetFree.promised(fd)
+}
+
+/**
+ * {@link loopCtlGetFree}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * console.log(`/dev/loop${loopCtlGetFreeSync(control)}`)
+ * closeSync(control)
+ * ```
+ */
+export function loopCtlGetFreeSync(fd: number): number {
+  return ctlGetFree.immediate(fd)
+}
 
 const setFd = ioctl({
   ioctl: 'LOOP_SET_FD',
@@ -231,10 +319,44 @@ const setFd = ioctl({
   decode: nothing,
   known: (_, backingFd) => ({ backingFd }),
 })
-/** Attaches a file. The device is read-only if one of the two descriptors is. */
-export const loopSetFd: (fd: number, backingFd: number) => Promise<void> = setFd.promised
-/** {@link loopSetFd}, synchronous. */
-export const loopSetFdSync: (fd: number, backingFd: number) => void = setFd.immediate
+
+/**
+ * Attaches a file. The device is read-only if one of the two descriptors is.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const fd = openSync(`/dev/loop${await loopCtlGetFree(control)}`, 'r+')
+ * const file = openSync('disk.img', 'r+')
+ * await loopSetFd(fd, file)
+ * await loopClrFd(fd)
+ * for (const each of [file, fd, control]) closeSync(each)
+ * ```
+ */
+export function loopSetFd(fd: number, backingFd: number): Promise<void> {
+  return setFd.promised(fd, backingFd)
+}
+
+/**
+ * {@link loopSetFd}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const fd = openSync(`/dev/loop${loopCtlGetFreeSync(control)}`, 'r+')
+ * const file = openSync('disk.img', 'r+')
+ * loopSetFdSync(fd, file)
+ * loopClrFdSync(fd)
+ * for (const each of [file, fd, control]) closeSync(each)
+ * ```
+ */
+export function loopSetFdSync(fd: number, backingFd: number): void {
+  return setFd.immediate(fd, backingFd)
+}
 
 const changeFd = ioctl({
   ioctl: 'LOOP_CHANGE_FD',
@@ -243,21 +365,72 @@ const changeFd = ioctl({
   decode: nothing,
   known: (_, backingFd) => ({ backingFd }),
 })
+
 /**
  * Gives a read-only device another backing file of the same visible size. Since about kernel 6.6 this shuts down an
  * ext4 or xfs that is mounted from the device.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, copyFileSync, openSync } from 'node:fs'
+ *
+ * copyFileSync('disk.img', 'copy.img')
+ * await using device = await attach('disk.img', { readOnly: true })
+ * const copy = openSync('copy.img', 'r')
+ * await loopChangeFd(device.fd, copy)
+ * closeSync(copy)
+ * ```
  */
-export const loopChangeFd: (fd: number, backingFd: number) => Promise<void> = changeFd.promised
-/** {@link loopChangeFd}, synchronous. */
-export const loopChangeFdSync: (fd: number, backingFd: number) => void = changeFd.immediate
+export function loopChangeFd(fd: number, backingFd: number): Promise<void> {
+  return changeFd.promised(fd, backingFd)
+}
+
+/**
+ * {@link loopChangeFd}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, copyFileSync, openSync } from 'node:fs'
+ *
+ * copyFileSync('disk.img', 'copy.img')
+ * await using device = await attach('disk.img', { readOnly: true })
+ * const copy = openSync('copy.img', 'r')
+ * loopChangeFdSync(device.fd, copy)
+ * closeSync(copy)
+ * ```
+ */
+export function loopChangeFdSync(fd: number, backingFd: number): void {
+  return changeFd.immediate(fd, backingFd)
+}
 
 const clrFd = ioctl({ ioctl: 'LOOP_CLR_FD', name: 'loopClrFd', encode: onlyFd, decode: nothing })
 /**
  * Asks the kernel to detach. It may do so later: when the last user, which includes this descriptor, closes the device.
+ *
+ * @example
+ * ```ts
+ * const device = await attach('disk.img')
+ * await loopClrFd(device.fd)
+ * await device.close() // the last close detaches
+ * ```
  */
-export const loopClrFd: (fd: number) => Promise<void> = clrFd.promised
-/** {@link loopClrFd}, synchronous. */
-export const loopClrFdSync: (fd: number) => void = clrFd.immediate
+export function loopClrFd(fd: number): Promise<void> {
+  return clrFd.promised(fd)
+}
+
+/**
+ * {@link loopClrFd}, synchronous.
+ *
+ * @example
+ * ```ts
+ * const device = await attach('disk.img')
+ * loopClrFdSync(device.fd)
+ * await device.close() // the last close detaches
+ * ```
+ */
+export function loopClrFdSync(fd: number): void {
+  return clrFd.immediate(fd)
+}
 
 const configure = ioctl({
   ioctl: 'LOOP_CONFIGURE',
@@ -266,10 +439,42 @@ const configure = ioctl({
   decode: nothing,
   known: (_, { fd, blockSize, info }) => ({ backingFd: fd, asked: { blockSize, flags: info?.flags } }),
 })
-/** Attaches a file and sets everything in one call; kernel 5.8 and later. */
-export const loopConfigure: (fd: number, config: LoopConfig) => Promise<void> = configure.promised
-/** {@link loopConfigure}, synchronous. */
-export const loopConfigureSync: (fd: number, config: LoopConfig) => void = configure.immediate
+
+/**
+ * Attaches a file and sets everything in one call; kernel 5.8 and later.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const fd = openSync(`/dev/loop${await loopCtlGetFree(control)}`, 'r+')
+ * const file = openSync('disk.img', 'r+')
+ * await loopConfigure(fd, { fd: file, blockSize: 4096, info: { flags: LO_FLAGS_AUTOCLEAR } })
+ * for (const each of [file, fd, control]) closeSync(each)
+ * ```
+ */
+export function loopConfigure(fd: number, config: LoopConfig): Promise<void> {
+  return configure.promised(fd, config)
+}
+
+/**
+ * {@link loopConfigure}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { closeSync, openSync } from 'node:fs'
+ *
+ * const control = openSync('/dev/loop-control', 'r+')
+ * const fd = openSync(`/dev/loop${loopCtlGetFreeSync(control)}`, 'r+')
+ * const file = openSync('disk.img', 'r+')
+ * loopConfigureSync(fd, { fd: file, blockSize: 4096, info: { flags: LO_FLAGS_AUTOCLEAR } })
+ * for (const each of [file, fd, control]) closeSync(each)
+ * ```
+ */
+export function loopConfigureSync(fd: number, config: LoopConfig): void {
+  return configure.immediate(fd, config)
+}
 
 const getStatus64 = ioctl({
   ioctl: 'LOOP_GET_STATUS64',
@@ -277,10 +482,34 @@ const getStatus64 = ioctl({
   encode: (fd: number) => [checkDescriptor('fd', fd), newInfo()],
   decode: (_, [, bytes]) => decodeInfo(bytes as Uint8Array),
 })
-/** The settings of the device. */
-export const loopGetStatus64: (fd: number) => Promise<LoopInfo64> = getStatus64.promised
-/** {@link loopGetStatus64}, synchronous. */
-export const loopGetStatus64Sync: (fd: number) => LoopInfo64 = getStatus64.immediate
+
+/**
+ * The settings of the device.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * const { offset, flags } = await loopGetStatus64(device.fd)
+ * console.log(offset, (flags & LO_FLAGS_AUTOCLEAR) !== 0)
+ * ```
+ */
+export function loopGetStatus64(fd: number): Promise<LoopInfo64> {
+  return getStatus64.promised(fd)
+}
+
+/**
+ * {@link loopGetStatus64}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * const { offset, flags } = loopGetStatus64Sync(device.fd)
+ * console.log(offset, (flags & LO_FLAGS_AUTOCLEAR) !== 0)
+ * ```
+ */
+export function loopGetStatus64Sync(fd: number): LoopInfo64 {
+  return getStatus64.immediate(fd)
+}
 
 const setStatus64 = ioctl({
   ioctl: 'LOOP_SET_STATUS64',
@@ -288,13 +517,35 @@ const setStatus64 = ioctl({
   encode: (fd: number, info: Partial<LoopInfo64>) => [checkDescriptor('fd', fd), patchInfo(newInfo(), checkInfo(info))],
   decode: nothing,
 })
+
 /**
  * Sets offset, size limit, file name and flags; fields that you leave out become 0. Of the flags, the kernel sets
  * AUTOCLEAR and PARTSCAN and clears AUTOCLEAR; it ignores the others.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * const info = await loopGetStatus64(device.fd)
+ * await loopSetStatus64(device.fd, { ...info, fileName: 'backup' })
+ * ```
  */
-export const loopSetStatus64: (fd: number, info: Partial<LoopInfo64>) => Promise<void> = setStatus64.promised
-/** {@link loopSetStatus64}, synchronous. */
-export const loopSetStatus64Sync: (fd: number, info: Partial<LoopInfo64>) => void = setStatus64.immediate
+export function loopSetStatus64(fd: number, info: Partial<LoopInfo64>): Promise<void> {
+  return setStatus64.promised(fd, info)
+}
+
+/**
+ * {@link loopSetStatus64}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * const info = loopGetStatus64Sync(device.fd)
+ * loopSetStatus64Sync(device.fd, { ...info, fileName: 'backup' })
+ * ```
+ */
+export function loopSetStatus64Sync(fd: number, info: Partial<LoopInfo64>): void {
+  return setStatus64.immediate(fd, info)
+}
 
 const setCapacity = ioctl({
   ioctl: 'LOOP_SET_CAPACITY',
@@ -302,10 +553,38 @@ const setCapacity = ioctl({
   encode: onlyFd,
   decode: nothing,
 })
-/** Gives the device the present size of its backing file. */
-export const loopSetCapacity: (fd: number) => Promise<void> = setCapacity.promised
-/** {@link loopSetCapacity}, synchronous. */
-export const loopSetCapacitySync: (fd: number) => void = setCapacity.immediate
+
+/**
+ * Gives the device the present size of its backing file.
+ *
+ * @example
+ * ```ts
+ * import { truncateSync } from 'node:fs'
+ *
+ * await using device = await attach('disk.img')
+ * truncateSync('disk.img', 128 << 20)
+ * await loopSetCapacity(device.fd)
+ * ```
+ */
+export function loopSetCapacity(fd: number): Promise<void> {
+  return setCapacity.promised(fd)
+}
+
+/**
+ * {@link loopSetCapacity}, synchronous.
+ *
+ * @example
+ * ```ts
+ * import { truncateSync } from 'node:fs'
+ *
+ * await using device = await attach('disk.img')
+ * truncateSync('disk.img', 128 << 20)
+ * loopSetCapacitySync(device.fd)
+ * ```
+ */
+export function loopSetCapacitySync(fd: number): void {
+  return setCapacity.immediate(fd)
+}
 
 const setDirectIo = ioctl({
   ioctl: 'LOOP_SET_DIRECT_IO',
@@ -313,10 +592,32 @@ const setDirectIo = ioctl({
   encode: fdAndBoolean,
   decode: nothing,
 })
-/** Turns on or off direct I/O, which bypasses the page cache of the backing file; kernel 4.10 and later. */
-export const loopSetDirectIo: (fd: number, enabled: boolean) => Promise<void> = setDirectIo.promised
-/** {@link loopSetDirectIo}, synchronous. */
-export const loopSetDirectIoSync: (fd: number, enabled: boolean) => void = setDirectIo.immediate
+
+/**
+ * Turns on or off direct I/O, which bypasses the page cache of the backing file; kernel 4.10 and later.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await loopSetDirectIo(device.fd, false)
+ * ```
+ */
+export function loopSetDirectIo(fd: number, enabled: boolean): Promise<void> {
+  return setDirectIo.promised(fd, enabled)
+}
+
+/**
+ * {@link loopSetDirectIo}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * loopSetDirectIoSync(device.fd, false)
+ * ```
+ */
+export function loopSetDirectIoSync(fd: number, enabled: boolean): void {
+  return setDirectIo.immediate(fd, enabled)
+}
 
 const setBlockSize = ioctl({
   ioctl: 'LOOP_SET_BLOCK_SIZE',
@@ -326,12 +627,32 @@ const setBlockSize = ioctl({
   decode: nothing,
   known: (_, blockSize) => ({ asked: { blockSize } }),
 })
+
 /**
  * Sets the logical block size, a power of two from 512 to the page size (newer kernels: 65 536); kernel 4.14 and later.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await loopSetBlockSize(device.fd, 4096)
+ * ```
  */
-export const loopSetBlockSize: (fd: number, bytes: number) => Promise<void> = setBlockSize.promised
-/** {@link loopSetBlockSize}, synchronous. */
-export const loopSetBlockSizeSync: (fd: number, bytes: number) => void = setBlockSize.immediate
+export function loopSetBlockSize(fd: number, bytes: number): Promise<void> {
+  return setBlockSize.promised(fd, bytes)
+}
+
+/**
+ * {@link loopSetBlockSize}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * loopSetBlockSizeSync(device.fd, 4096)
+ * ```
+ */
+export function loopSetBlockSizeSync(fd: number, bytes: number): void {
+  return setBlockSize.immediate(fd, bytes)
+}
 
 const getSize64 = ioctl({
   ioctl: 'BLKGETSIZE64',
@@ -339,10 +660,32 @@ const getSize64 = ioctl({
   encode: (fd: number) => [checkDescriptor('fd', fd), newU64()],
   decode: (_, [, bytes]) => decodeU64(bytes as Uint8Array),
 })
-/** The device's size in bytes. */
-export const blkGetSize64: (fd: number) => Promise<bigint> = getSize64.promised
-/** {@link blkGetSize64}, synchronous. */
-export const blkGetSize64Sync: (fd: number) => bigint = getSize64.immediate
+
+/**
+ * The device's size in bytes.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(await blkGetSize64(device.fd)) // 67108864n
+ * ```
+ */
+export function blkGetSize64(fd: number): Promise<bigint> {
+  return getSize64.promised(fd)
+}
+
+/**
+ * {@link blkGetSize64}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(blkGetSize64Sync(device.fd)) // 67108864n
+ * ```
+ */
+export function blkGetSize64Sync(fd: number): bigint {
+  return getSize64.immediate(fd)
+}
 
 const getDiskSeq = ioctl({
   ioctl: 'BLKGETDISKSEQ',
@@ -350,40 +693,169 @@ const getDiskSeq = ioctl({
   encode: onlyFd,
   decode: BigInt,
 })
-/** The disk sequence number; kernel 5.15 and later. */
-export const blkGetDiskSeq: (fd: number) => Promise<bigint> = getDiskSeq.promised
-/** {@link blkGetDiskSeq}, synchronous. */
-export const blkGetDiskSeqSync: (fd: number) => bigint = getDiskSeq.immediate
+
+/**
+ * The disk sequence number; kernel 5.15 and later.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(await blkGetDiskSeq(device.fd))
+ * ```
+ */
+export function blkGetDiskSeq(fd: number): Promise<bigint> {
+  return getDiskSeq.promised(fd)
+}
+
+/**
+ * {@link blkGetDiskSeq}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(blkGetDiskSeqSync(device.fd))
+ * ```
+ */
+export function blkGetDiskSeqSync(fd: number): bigint {
+  return getDiskSeq.immediate(fd)
+}
 
 const sszGet = ioctl({ ioctl: 'BLKSSZGET', name: 'blkSszGet', encode: onlyFd, decode: theAnswer })
-/** The logical block size in bytes. */
-export const blkSszGet: (fd: number) => Promise<number> = sszGet.promised
-/** {@link blkSszGet}, synchronous. */
-export const blkSszGetSync: (fd: number) => number = sszGet.immediate
+/**
+ * The logical block size in bytes.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(await blkSszGet(device.fd)) // 512
+ * ```
+ */
+export function blkSszGet(fd: number): Promise<number> {
+  return sszGet.promised(fd)
+}
+
+/**
+ * {@link blkSszGet}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(blkSszGetSync(device.fd)) // 512
+ * ```
+ */
+export function blkSszGetSync(fd: number): number {
+  return sszGet.immediate(fd)
+}
 
 const roGet = ioctl({ ioctl: 'BLKROGET', name: 'blkRoGet', encode: onlyFd, decode: (answer) => answer !== 0 })
-/** Whether the device is read-only. A free device shows the value of its last attachment. */
-export const blkRoGet: (fd: number) => Promise<boolean> = roGet.promised
-/** {@link blkRoGet}, synchronous. */
-export const blkRoGetSync: (fd: number) => boolean = roGet.immediate
+/**
+ * Whether the device is read-only. A free device shows the value of its last attachment.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(await blkRoGet(device.fd)) // false
+ * ```
+ */
+export function blkRoGet(fd: number): Promise<boolean> {
+  return roGet.promised(fd)
+}
+
+/**
+ * {@link blkRoGet}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * console.log(blkRoGetSync(device.fd)) // false
+ * ```
+ */
+export function blkRoGetSync(fd: number): boolean {
+  return roGet.immediate(fd)
+}
 
 const roSet = ioctl({ ioctl: 'BLKROSET', name: 'blkRoSet', encode: fdAndBoolean, decode: nothing })
-/** Makes the device read-only or writable. On kernel 5.12 and later the setting stays after the detach. */
-export const blkRoSet: (fd: number, enabled: boolean) => Promise<void> = roSet.promised
-/** {@link blkRoSet}, synchronous. */
-export const blkRoSetSync: (fd: number, enabled: boolean) => void = roSet.immediate
+/**
+ * Makes the device read-only or writable. On kernel 5.12 and later the setting stays after the detach.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await blkRoSet(device.fd, true)
+ * await blkRoSet(device.fd, false)
+ * ```
+ */
+export function blkRoSet(fd: number, enabled: boolean): Promise<void> {
+  return roSet.promised(fd, enabled)
+}
+
+/**
+ * {@link blkRoSet}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * blkRoSetSync(device.fd, true)
+ * blkRoSetSync(device.fd, false)
+ * ```
+ */
+export function blkRoSetSync(fd: number, enabled: boolean): void {
+  return roSet.immediate(fd, enabled)
+}
 
 const flsBuf = ioctl({ ioctl: 'BLKFLSBUF', name: 'blkFlsBuf', encode: onlyFd, decode: nothing })
-/** Writes the device's page cache to the backing file, and drops the pages that are clean. */
-export const blkFlsBuf: (fd: number) => Promise<void> = flsBuf.promised
-/** {@link blkFlsBuf}, synchronous. */
-export const blkFlsBufSync: (fd: number) => void = flsBuf.immediate
+/**
+ * Writes the device's page cache to the backing file, and drops the pages that are clean.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await blkFlsBuf(device.fd)
+ * ```
+ */
+export function blkFlsBuf(fd: number): Promise<void> {
+  return flsBuf.promised(fd)
+}
+
+/**
+ * {@link blkFlsBuf}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * blkFlsBufSync(device.fd)
+ * ```
+ */
+export function blkFlsBufSync(fd: number): void {
+  return flsBuf.immediate(fd)
+}
 
 const rrPart = ioctl({ ioctl: 'BLKRRPART', name: 'blkRrPart', encode: onlyFd, decode: nothing })
-/** Reads the partition table again; needs LO_FLAGS_PARTSCAN. */
-export const blkRrPart: (fd: number) => Promise<void> = rrPart.promised
-/** {@link blkRrPart}, synchronous. */
-export const blkRrPartSync: (fd: number) => void = rrPart.immediate
+/**
+ * Reads the partition table again; needs LO_FLAGS_PARTSCAN.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('sdcard.img', { partscan: true })
+ * await blkRrPart(device.fd)
+ * ```
+ */
+export function blkRrPart(fd: number): Promise<void> {
+  return rrPart.promised(fd)
+}
+
+/**
+ * {@link blkRrPart}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('sdcard.img', { partscan: true })
+ * blkRrPartSync(device.fd)
+ * ```
+ */
+export function blkRrPartSync(fd: number): void {
+  return rrPart.immediate(fd)
+}
 
 const addPartition = ioctl({
   ioctl: 'BLKPG',
@@ -393,10 +865,34 @@ const addPartition = ioctl({
   known: askedPartition,
   role: 'BLKPG add',
 })
-/** Adds a partition to the kernel, whatever table is on the device. */
-export const blkPgAddPartition: (fd: number, range: PartitionRange) => Promise<void> = addPartition.promised
-/** {@link blkPgAddPartition}, synchronous. */
-export const blkPgAddPartitionSync: (fd: number, range: PartitionRange) => void = addPartition.immediate
+
+/**
+ * Adds a partition to the kernel, whatever table is on the device.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await blkPgAddPartition(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * await blkPgDelPartition(device.fd, 1)
+ * ```
+ */
+export function blkPgAddPartition(fd: number, range: PartitionRange): Promise<void> {
+  return addPartition.promised(fd, range)
+}
+
+/**
+ * {@link blkPgAddPartition}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * blkPgAddPartitionSync(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * blkPgDelPartitionSync(device.fd, 1)
+ * ```
+ */
+export function blkPgAddPartitionSync(fd: number, range: PartitionRange): void {
+  return addPartition.immediate(fd, range)
+}
 
 const resizePartition = ioctl({
   ioctl: 'BLKPG',
@@ -406,10 +902,36 @@ const resizePartition = ioctl({
   known: askedPartition,
   role: 'BLKPG resize',
 })
-/** Changes the length of a partition in the kernel; its start stays. */
-export const blkPgResizePartition: (fd: number, range: PartitionRange) => Promise<void> = resizePartition.promised
-/** {@link blkPgResizePartition}, synchronous. */
-export const blkPgResizePartitionSync: (fd: number, range: PartitionRange) => void = resizePartition.immediate
+
+/**
+ * Changes the length of a partition in the kernel; its start stays.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await blkPgAddPartition(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * await blkPgResizePartition(device.fd, { number: 1, start: 1n << 20n, length: 16n << 20n })
+ * await blkPgDelPartition(device.fd, 1)
+ * ```
+ */
+export function blkPgResizePartition(fd: number, range: PartitionRange): Promise<void> {
+  return resizePartition.promised(fd, range)
+}
+
+/**
+ * {@link blkPgResizePartition}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * blkPgAddPartitionSync(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * blkPgResizePartitionSync(device.fd, { number: 1, start: 1n << 20n, length: 16n << 20n })
+ * blkPgDelPartitionSync(device.fd, 1)
+ * ```
+ */
+export function blkPgResizePartitionSync(fd: number, range: PartitionRange): void {
+  return resizePartition.immediate(fd, range)
+}
 
 const delPartition = ioctl({
   ioctl: 'BLKPG',
@@ -419,7 +941,31 @@ const delPartition = ioctl({
   known: (_, number) => ({ asked: { partition: { number } } }),
   role: 'BLKPG delete',
 })
-/** Removes a partition that nobody uses from the kernel. */
-export const blkPgDelPartition: (fd: number, number: number) => Promise<void> = delPartition.promised
-/** {@link blkPgDelPartition}, synchronous. */
-export const blkPgDelPartitionSync: (fd: number, number: number) => void = delPartition.immediate
+
+/**
+ * Removes a partition that nobody uses from the kernel.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * await blkPgAddPartition(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * await blkPgDelPartition(device.fd, 1)
+ * ```
+ */
+export function blkPgDelPartition(fd: number, number: number): Promise<void> {
+  return delPartition.promised(fd, number)
+}
+
+/**
+ * {@link blkPgDelPartition}, synchronous.
+ *
+ * @example
+ * ```ts
+ * await using device = await attach('disk.img')
+ * blkPgAddPartitionSync(device.fd, { number: 1, start: 1n << 20n, length: 8n << 20n })
+ * blkPgDelPartitionSync(device.fd, 1)
+ * ```
+ */
+export function blkPgDelPartitionSync(fd: number, number: number): void {
+  return delPartition.immediate(fd, number)
+}

@@ -12,6 +12,13 @@ import { fromCaller } from './errors/from-caller.ts'
  * use ends.
  *
  * @throws LoopError the errors of {@link attach} and of `device.detach()`, and whatever `use` throws
+ *
+ * @example
+ * ```ts
+ * const size = await withDevice('disk.img', { readOnly: true }, async (device) => {
+ *   return (await device.status()).size
+ * })
+ * ```
  */
 export function withDevice<T>(file: BackingFile, use: (device: LoopDevice) => T | Promise<T>): Promise<T>
 export function withDevice<T>(

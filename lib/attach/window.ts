@@ -35,6 +35,12 @@ export interface TableOptions extends Wait {
  *
  * @throws LoopError `bad-partition-table` (there is none, or no copy of the GPT is whole), `no-such-file`, `permission`,
  *   `not-a-file-or-block-device`, `io`
+ *
+ * @example
+ * ```ts
+ * const { table, partitions } = await readPartitionTable('sdcard.img')
+ * for (const { number, start, size } of partitions) console.log(table, number, start, size)
+ * ```
  */
 export async function readPartitionTable(file: BackingFile, options?: TableOptions): Promise<PartitionTable> {
   const given = checkOptions(options, ['blockSize', 'signal', 'timeout'])

@@ -48,6 +48,13 @@ export interface DoctorReport {
 /**
  * Checks everything that attaching needs, and attaches a small temporary file. Never rejects; on systems other than
  * Linux the report says so. It removes again what it made. If the loop driver is a module, this loads it, as attach() does.
+ *
+ * @example
+ * ```ts
+ * const { canAttach, checks } = await doctor()
+ * console.log(canAttach)
+ * for (const { name, status, remedy } of checks) console.log(name, status, remedy ?? '')
+ * ```
  */
 export async function doctor(): Promise<DoctorReport> {
   const kernel = release()

@@ -24,6 +24,7 @@ const locks = new WeakMap<Handle, DeviceLock>()
 export class DeviceLock implements AsyncDisposable {
   readonly #handle: Handle
 
+  /** @hidden */
   constructor(handle: Handle) {
     this.#handle = handle
   }

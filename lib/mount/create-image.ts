@@ -29,6 +29,11 @@ export interface CreateImageOptions extends Wait {
  *
  * @throws LoopError `destination-exists`, `no-such-file` (the folder), `no-space`, `permission`, `timeout`,
  *   `unsupported-kernel` (the filesystem cannot reserve blocks)
+ *
+ * @example
+ * ```ts
+ * await createImage('new.img', 1 << 30)
+ * ```
  */
 export async function createImage(path: string, size: Bytes, options?: CreateImageOptions): Promise<void> {
   const given = checkOptions(options, ['allocate', 'overwrite', 'signal', 'timeout'])

@@ -43,6 +43,14 @@ const NAMES = [...new Set([...OPTION_NAMES, ...MOUNT_OPTION_NAMES])]
  * mounts the one partition that has a known filesystem. A filesystem that cannot be written is attached read-only.
  *
  * @throws LoopError the errors of {@link attach} and of `device.mount()`; `unknown-filesystem`, with what was found
+ *
+ * @example
+ * ```ts
+ * import { readdirSync } from 'node:fs'
+ *
+ * await using mount = await mountImage('cd/root.squashfs')
+ * console.log(readdirSync(mount.path))
+ * ```
  */
 export async function mountImage(
   file: BackingFile,

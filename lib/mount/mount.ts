@@ -75,6 +75,7 @@ export class Mount implements AsyncDisposable, Disposable {
   #takesDevice = false
   readonly #queue = new Queue()
 
+  /** @hidden */
   constructor(handle: Handle, mount: MadeMount) {
     this.#handle = handle
     this.#made = mount
@@ -92,12 +93,20 @@ export class Mount implements AsyncDisposable, Disposable {
     return this.#handle.warnings.list
   }
 
-  /** Whether it is the mount of that number, as mountinfo shows it. */
+  /**
+   * Whether it is the mount of that number, as mountinfo shows it.
+   *
+   * @internal
+   */
   has(id: number, target: string): boolean {
     return this.#isMounted && this.target === target && this.#made.id === BigInt(id)
   }
 
-  /** From now on the device goes with the mount. */
+  /**
+   * From now on the device goes with the mount.
+   *
+   * @internal
+   */
   takeDevice(): this {
     this.#takesDevice = true
     return this
@@ -120,7 +129,11 @@ export class Mount implements AsyncDisposable, Disposable {
     return fromCaller(explained(() => this.unmountWithin(lazy, deadline), this.path))
   }
 
-  /** {@link unmount} as a part of other work, which has to know of a call that is given up on. */
+  /**
+   * {@link unmount} as a part of other work, which has to know of a call that is given up on.
+   *
+   * @internal
+   */
   async unmountWithin(lazy: boolean, deadline: Deadline): Promise<UnmountResult> {
     await this.#queue.enter(deadline, this.path)
     let back: Promise<unknown> | undefined

@@ -43,6 +43,12 @@ export interface FindOptions extends Wait {
  * A file is recognised by its device and inode, and a block device by its number, whichever node it was attached
  * through: LOOP_GET_STATUS64. Paths are not compared, because a path in another mount namespace can be another file
  * here.
+ *
+ * @example
+ * ```ts
+ * const [info] = await find('disk.img')
+ * console.log(info?.path ?? 'not attached')
+ * ```
  */
 export async function find(
   what: BackingFile | { reference: string } | { mountPoint: string },

@@ -60,7 +60,14 @@ export interface ListOptions extends Wait {
 
 const DELETED = ' (deleted)'
 
-/** Returns the attached devices, ordered by number. Reads sysfs: needs no privileges and opens no device. */
+/**
+ * Returns the attached devices, ordered by number. Reads sysfs: needs no privileges and opens no device.
+ *
+ * @example
+ * ```ts
+ * for (const { path, backingFile } of await list()) console.log(path, backingFile)
+ * ```
+ */
 export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   const { all, ...wait } = checkOptions(options, ['all', 'signal', 'timeout'])
   const wantsAll = all === undefined ? false : checkBoolean('all', all)

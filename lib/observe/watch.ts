@@ -34,6 +34,16 @@ const REST = 20
 /**
  * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. The watch has a
  * socket and a thread until it ends: when you leave the loop, call `return()`, or abort the signal.
+ *
+ * @example
+ * ```ts
+ * const events = watch()
+ * await using device = await attach('disk.img')
+ * for await (const event of events) {
+ *   console.log(event.type) // attach
+ *   break
+ * }
+ * ```
  */
 export function watch(options?: WatchOptions): AsyncIterableIterator<LoopEvent> {
   const { signal } = checkOptions(options, ['signal'])

@@ -19,7 +19,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { list, open } from '../../lib/index.ts'
+import * as loopctl from '../../lib/index.ts'
+import * as ioctl from '../../lib/ioctl.ts'
 import { env, needs, needsKernel } from '../needs.ts'
 import { attachedUnder, test } from './support.ts'
 
@@ -66,7 +67,35 @@ function blocksOf(page: string, text: string): Block[] {
   return blocks
 }
 
-const all = PAGES.flatMap((page) => blocksOf(page, readFileSync(join(ROOT, page), 'utf8')))
+/** The code of the `@example` of each function in a source. */
+function examplesOf(file: string): [name: string, Block][] {
+  const text = readFileSync(join(ROOT, 'lib', file), 'utf8')
+  const documented = /\/\*\*((?:(?!\*\/)[^])*?)\*\/\nexport (?:async )?function (\w+)/g
+  return [...text.matchAll(documented)].flatMap(([, comment = '', name = '']) => {
+    const lines = comment.split('\n').map((line) => line.replace(/^ *\* ?/, ''))
+    const code = /^@example\n```ts\n([^]*?)^```$/m.exec(lines.join('\n'))?.[1]
+    return code === undefined ? [] : [[name, { place: `lib/${file} ${name}`, language: 'ts', code: importing(code) }]]
+  })
+}
+
+const modules: Record<string, object> = { 'loopctl': loopctl, 'loopctl/ioctl': ioctl }
+
+/** With what it uses of the library: the page that it is on says where that is from. */
+function importing(code: string): string {
+  const imports = Object.entries(modules).flatMap(([module, members]) => {
+    const used = Object.keys(members).filter((name) => new RegExp(`\\b${name}\\b`).test(code))
+    return used.length === 0 ? [] : [`import { ${used.join(', ')} } from '${module}'\n`]
+  })
+  return imports.join('') + code
+}
+
+const examples = new Map(
+  readdirSync(join(ROOT, 'lib'), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.ts'))
+    .flatMap(examplesOf),
+)
+
+const all = [...PAGES.flatMap((page) => blocksOf(page, readFileSync(join(ROOT, page), 'utf8'))), ...examples.values()]
 const idle = all.filter(({ reason }) => reason !== undefined)
 const scripts = all.filter(({ reason, language }) => reason === undefined && language !== 'sh')
 const shell = all.filter(({ reason, language }) => reason === undefined && language === 'sh')
@@ -146,8 +175,8 @@ async function run(folder: string, program: string, ...words: string[]): Promise
     await vi.waitFor(() => expect(attachedUnder(folder), 'devices left attached').toEqual([]), 5_000)
   } finally {
     for (const point of mountsIn(folder)) execFileSync('umount', [point])
-    for (const { number, backingFile } of await list()) {
-      if (backingFile?.startsWith(folder)) await (await open(number)).detach()
+    for (const { number, backingFile } of await loopctl.list()) {
+      if (backingFile?.startsWith(folder)) await (await loopctl.open(number)).detach()
     }
   }
 }
@@ -164,6 +193,14 @@ describe('the code in the documentation', () => {
   it('names each block that is not run, and why', () => {
     for (const { place, reason } of idle) console.log(`not run: ${place}: ${reason}`)
     expect(idle.length).toBeLessThan(all.length / 2)
+  })
+
+  it('there is an example of every function', () => {
+    const functions = Object.values(modules).flatMap((members) =>
+      Object.entries(members).filter(([, member]) => typeof member === 'function' && !/^class\b/.test(String(member))),
+    )
+    expect(functions.length).toBeGreaterThan(40)
+    expect(functions.map(([name]) => name).filter((name) => !examples.has(name))).toEqual([])
   })
 
   it('a fence without a language or a reason is found', () => {
