@@ -43,7 +43,7 @@ export class LoopControl implements AsyncDisposable {
   async add(number?: number, options?: Wait): Promise<number> {
     if (number !== undefined) checkLoopNumber(number)
     const deadline = checkWait(options, CHANGING)
-    return fromCaller(this.#run((fd) => addDevice(fd, number, deadline.bound), deadline))
+    return await fromCaller(this.#run((fd) => addDevice(fd, number, deadline.bound), deadline))
   }
 
   /**
@@ -55,7 +55,7 @@ export class LoopControl implements AsyncDisposable {
   async remove(number: number, options?: RemoveOptions): Promise<number> {
     checkLoopNumber(number)
     const deadline = checkWait(options, CHANGING)
-    return fromCaller(this.#run((fd) => removeDevice(fd, number, deadline), deadline))
+    return await fromCaller(this.#run((fd) => removeDevice(fd, number, deadline), deadline))
   }
 
   /**
@@ -66,7 +66,7 @@ export class LoopControl implements AsyncDisposable {
    */
   async getFree(options?: Wait): Promise<number> {
     const deadline = checkWait(options, CHANGING)
-    return fromCaller(this.#run((fd) => getFree(fd, deadline.bound), deadline))
+    return await fromCaller(this.#run((fd) => getFree(fd, deadline.bound), deadline))
   }
 
   /** Closes the descriptor when the running calls have ended. Idempotent. */

@@ -235,7 +235,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `timeout` if another process keeps the lock, `closed`
    */
   async lock(options?: Wait): Promise<DeviceLock> {
-    return fromCaller(lockDevice(this.#handle, checkWait(options, CHANGING)))
+    return await fromCaller(lockDevice(this.#handle, checkWait(options, CHANGING)))
   }
 
   /**
@@ -245,7 +245,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    */
   async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
-    return fromCaller(
+    return await fromCaller(
       this.#handle.run(() => findHolders(this.#handle.number, [this.#handle.fd], deadline.bound), deadline),
     )
   }
@@ -291,7 +291,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * @throws LoopError `not-attached`, `replaced`, `permission`, `closed`
    */
   async release(options?: Wait): Promise<string> {
-    return fromCaller(release(this.#handle, options))
+    return await fromCaller(release(this.#handle, options))
   }
 
   /**
@@ -299,7 +299,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * but with autoclear (the default of {@link attach}) the kernel detaches the device when nobody else has it open.
    */
   async close(options?: Wait): Promise<void> {
-    return fromCaller(this.#handle.close(checkWait(options, CHANGING)))
+    return await fromCaller(this.#handle.close(checkWait(options, CHANGING)))
   }
 
   /**

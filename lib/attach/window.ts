@@ -50,7 +50,7 @@ export async function readPartitionTable(file: BackingFile, options?: TableOptio
   assertSupported()
   deadline.throwIfAborted()
   const path = 'path' in argument ? argument.path.toString() : undefined
-  return fromCaller(explained(() => readTableOf(argument, blockSize, deadline), path))
+  return await fromCaller(explained(() => readTableOf(argument, blockSize, deadline), path))
 }
 
 async function readTableOf(

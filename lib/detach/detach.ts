@@ -49,7 +49,10 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
 
 async function detachStrictly(handle: Handle, deadline: Deadline, force: boolean): Promise<DetachResult> {
   deadline.throwIfAborted()
-  const attachments = [attachmentOf(handle.number, handle.ref.diskSeq), ...(await lowerOf(handle))]
+  const attachments = [
+    attachmentOf(handle.number, handle.ref.diskSeq),
+    ...(handle.lowerNumber === undefined ? [] : await lowerOf(handle)),
+  ]
   const work = new Detaching(handle, deadline, force)
   const phases = [
     new PresentPhase(work),

@@ -1,19 +1,24 @@
 /** Errors of the public functions lead to the line that called them. */
 
 import { isForeign, isFrame, limitStack, restoreStackLimit } from '../common/stack.ts'
+import { isTraced } from '../kernel/trace.ts'
 import { LoopError } from './errors.ts'
 
-/** This function, the public one, and two of the caller's: every frame more costs. */
-const NOTED_FRAMES = 4
+/** The function that notes, this one, the public one, and two of the caller's. */
+const NOTED_FRAMES = 5
 
 /**
- * Waits for the work of a public function, which calls this without awaiting anything before. V8 finds the caller by
- * itself only where the promise is awaited already when the error is made; where it is awaited later, is handled with
- * `catch`, or not at all, the frames that are noted here stand in.
+ * To be called with the work of a public function, before anything is awaited there.
  *
- * Noting them takes some two microseconds. The work is begun already: in most calls a thread is in the kernel by then.
+ * V8 finds the caller by itself, at no cost, as long as each function on the way
+ * awaits the next one, and the caller has awaited the promise already. Where it awaits later, or not at all, its frames
+ * have to be noted at the call, which takes some microseconds: only while somebody listens to what loopctl does.
  */
-export async function fromCaller<T>(work: Promise<T>): Promise<T> {
+export function fromCaller<T>(work: Promise<T>): Promise<T> {
+  return isTraced() ? noting(work) : work
+}
+
+async function noting<T>(work: Promise<T>): Promise<T> {
   const before = limitStack(NOTED_FRAMES)
   const noted = new Error('called here')
   restoreStackLimit(before)
@@ -31,7 +36,7 @@ function showCaller(error: LoopError, noted: Error): void {
   const { stack } = error as { stack?: unknown }
   const { stack: callers } = noted as { stack?: unknown }
   if (typeof stack !== 'string' || typeof callers !== 'string') return
-  const frames = callers.split('\n').filter(isFrame).slice(1)
+  const frames = callers.split('\n').filter(isFrame).slice(2)
   const caller = frames.find(isForeign)
   const lines = stack.split('\n')
   if (caller === undefined || lines.some((line) => isFrame(line) && lineOf(line) === lineOf(caller))) return

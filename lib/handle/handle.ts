@@ -147,7 +147,9 @@ export class Handle {
    */
   async run<T>(operation: () => Promise<T>, deadline: Deadline): Promise<T> {
     if (this.isClosing) throw this.closedError()
-    await this.#queue.enter(deadline, this.path)
+    // Without a hop of the event loop where nobody is before it: a thread is in the kernel when this function returns.
+    const turn = this.#queue.enter(deadline, this.path)
+    if (turn !== undefined) await turn
     let back: Promise<unknown> | undefined
     try {
       this.assertOpen()

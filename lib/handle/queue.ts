@@ -20,16 +20,18 @@ export class Queue {
   }
 
   /**
-   * Resolves when the turn has come. Whoever has entered must leave.
+   * Undefined where the turn has come at once; else resolves when it has. Whoever has entered must leave.
    *
    * @throws `timeout`, the signal's reason
    */
-  async enter(deadline: Deadline, path: string): Promise<void> {
+  enter(deadline: Deadline, path: string): Promise<void> | undefined {
     deadline.throwIfAborted()
-    if (!this.#isTaken) {
-      this.#isTaken = true
-      return
-    }
+    if (this.#isTaken) return this.#wait(deadline, path)
+    this.#isTaken = true
+    return undefined
+  }
+
+  async #wait(deadline: Deadline, path: string): Promise<void> {
     let begin: (() => void) | undefined
     const turn = new Promise<void>((resolve) => {
       begin = resolve

@@ -148,7 +148,8 @@ export async function callBounded<T>(
   const { left, signal } = bound
   const end = performance.now() + left
   const gate = asked === undefined ? undefined : gateOf(asked)
-  if (gate !== undefined && !(await gate.enter(end, signal))) throw new GivenUp(name, asked, signal)
+  const entered = gate?.enter(end, signal) ?? true
+  if (entered !== true && !(await entered)) throw new GivenUp(name, asked, signal)
   if (signal?.aborted === true) {
     gate?.leave(false)
     throw new GivenUp(name, asked, signal)

@@ -45,7 +45,7 @@ export async function createImage(path: string, size: Bytes, options?: CreateIma
   const deadline = checkDeadline(given, CHANGING)
   assertSupported()
   deadline.throwIfAborted()
-  return fromCaller(explained(() => create(path, bytes, { allocate, overwrite }, deadline), path))
+  return await fromCaller(explained(() => create(path, bytes, { allocate, overwrite }, deadline), path))
 }
 
 async function create(

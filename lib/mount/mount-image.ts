@@ -57,7 +57,7 @@ export async function mountImage(
   target: string | null = null,
   options?: MountImageOptions,
 ): Promise<Mount> {
-  return fromCaller(attachAndMount(file, target, options))
+  return await fromCaller(attachAndMount(file, target, options))
 }
 
 async function attachAndMount(

@@ -126,7 +126,7 @@ export class Mount implements AsyncDisposable, Disposable {
     const given = checkOptions(options, ['lazy', 'signal', 'timeout'])
     const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
     const deadline = checkDeadline(given, CHANGING)
-    return fromCaller(explained(() => this.unmountWithin(lazy, deadline), this.path))
+    return await fromCaller(explained(() => this.unmountWithin(lazy, deadline), this.path))
   }
 
   /**

@@ -54,7 +54,7 @@ export async function find(
   what: BackingFile | { reference: string } | { mountPoint: string },
   options?: FindOptions,
 ): Promise<LoopInfo[]> {
-  return fromCaller(findDevices(what, options))
+  return await fromCaller(findDevices(what, options))
 }
 
 async function findDevices(what: Parameters<typeof find>[0], options: FindOptions | undefined): Promise<LoopInfo[]> {

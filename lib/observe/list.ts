@@ -74,7 +74,7 @@ export async function list(options?: ListOptions): Promise<LoopInfo[]> {
   const deadline = checkDeadline(wait, LOOKING)
   assertSupported()
   deadline.throwIfAborted()
-  return fromCaller(readAll(wantsAll))
+  return await fromCaller(readAll(wantsAll))
 }
 
 async function readAll(free: boolean): Promise<LoopInfo[]> {

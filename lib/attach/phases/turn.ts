@@ -34,13 +34,18 @@ let timer: NodeJS.Timeout | undefined
 /** Turns that were passed on before they ended: their filesystems do not answer. */
 const stalled = new Set<Turn>()
 
+/** Undefined where somebody is before it. */
+function takeFreeTurn(argument: FileArgument): Turn | undefined {
+  if (current !== undefined || waiting.length > 0 || stalled.size > 0 || areManyUnderWay()) return undefined
+  current = { argument, mount: undefined }
+  return current
+}
+
 /** @throws `timeout`, the signal's reason */
 async function takeTurn(argument: FileArgument, deadline: Deadline): Promise<Turn> {
+  const free = takeFreeTurn(argument)
+  if (free !== undefined) return free
   const turn: Turn = { argument, mount: undefined }
-  if (current === undefined && waiting.length === 0 && stalled.size === 0 && !areManyUnderWay()) {
-    current = turn
-    return turn
-  }
   await waitFor(deadline, (begin) => {
     const waiter = { turn, begin }
     waiting.push(waiter)
@@ -143,6 +148,12 @@ export class TurnPhase implements Phase {
 
   get isDone(): boolean {
     return this.#turn !== undefined || this.#work.isOver
+  }
+
+  /** No call: where the turn is free, what comes after it is planned at once. */
+  plan(): (() => void) | undefined {
+    this.#turn = takeFreeTurn(this.#work.argument)
+    return this.#turn === undefined ? undefined : () => {}
   }
 
   async byHand(): Promise<void> {
