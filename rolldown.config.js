@@ -7,12 +7,12 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { defineConfig } from 'rolldown'
 
 // The last two are for the manual page, and for tests that watch the calls.
-const entries = ['index', 'ioctl', 'cli/main', 'cli/commands', 'kernel/seam']
+const entries = ['index', 'ioctl', 'cli/main', 'cli/commands', 'kernel/observe-calls']
 
 /** The chunks, and the files that each is for; what these import goes with them, where no chunk before has it. */
 const chunks = {
   // A command that only looks needs no more of the library.
-  list: /\/lib\/(?:observe\/list|kernel\/seam)\.ts$/,
+  list: /\/lib\/(?:observe\/list|kernel\/observe-calls)\.ts$/,
   // What it shares with the library, which must not need the command.
   find: /\/lib\/(?:observe\/find|partitions\/ref)\.ts$/,
   commands: /\/lib\/cli\/commands\.ts$/,

@@ -1,7 +1,7 @@
 /** A process of its own that does what it is told, and holds what it attached. */
 
 import { attach, LoopControl, LoopError } from 'loopctl'
-import { observe } from '../dist/kernel/seam.js'
+import { observe } from '../dist/kernel/observe-calls.js'
 import { time } from './measure.js'
 
 /** @type {import('loopctl').LoopDevice[]} */

@@ -5,7 +5,7 @@
  */
 
 import { constants } from 'node:os'
-import { randomHex } from '../common/digest.ts'
+import { randomHex } from '../common/crypto.ts'
 import type { Deadline } from '../common/deadline.ts'
 import { explain } from '../errors/explain.ts'
 import { cleanUpAfter } from '../errors/given-up.ts'

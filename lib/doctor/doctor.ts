@@ -16,9 +16,9 @@ import {
   type Privileges,
   readPrivileges,
 } from '../kernel/process.ts'
-import * as around from '../kernel/surroundings.ts'
+import * as around from '../kernel/system.ts'
 import * as sysfs from '../kernel/sysfs.ts'
-import { type Trial, tryAttaching, within } from './trial.ts'
+import { type Trial, tryAttaching, within } from './try-attach.ts'
 
 const { EACCES, ENOENT, EPERM, EROFS } = constants.errno
 const W_OK = 2

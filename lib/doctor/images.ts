@@ -1,6 +1,6 @@
 /** Small images with one partition each, to see whether the kernel finds it. */
 
-import { crc32 } from '../common/digest.ts'
+import { crc32 } from '../common/crypto.ts'
 
 const SECTOR = 512
 const SECTORS = 2048

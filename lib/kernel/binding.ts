@@ -1,7 +1,7 @@
 /** The addon as TypeScript sees it. Every call answers a value >= 0 or the negative errno. */
 
 import { loadAddon } from './addon.ts'
-import { observed } from './seam.ts'
+import { observed } from './observe-calls.ts'
 
 export { ROOT } from './addon.ts'
 

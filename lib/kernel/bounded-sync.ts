@@ -6,7 +6,7 @@
 
 import { binding, type CallName, type Calls, NoThread } from './binding.ts'
 import { type Asked, GivenUp, leaveToThread, whenUnstuck } from './bounded.ts'
-import { wantsSingleCalls } from './seam.ts'
+import { wantsSingleCalls } from './observe-calls.ts'
 
 /** A call that has come back, and is about to be told, is waited for so long. */
 const TELLING_MS = 1_000

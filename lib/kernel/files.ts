@@ -8,7 +8,7 @@
 import type { BigIntStats } from 'node:fs'
 import { binding } from './binding.ts'
 import { type Bound, GivenUp, leaveToThread, UNDOING, within } from './bounded.ts'
-import { observed } from './seam.ts'
+import { observed } from './observe-calls.ts'
 import { decodeStat, encodePath, makeDeviceOf, newStat, type Stat } from './uapi.ts'
 
 // An import would read all that node:fs exports, and so load its streams: a millisecond of every start.

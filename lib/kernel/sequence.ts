@@ -3,7 +3,7 @@
 import { binding, type CallName, type Calls, NoThread } from './binding.ts'
 import { type Asked, assertNotOver, type Bound, callBounded, GivenUp } from './bounded.ts'
 import { callBoundedSync } from './bounded-sync.ts'
-import { tell, wantsSingleCalls } from './seam.ts'
+import { tell, wantsSingleCalls } from './observe-calls.ts'
 import { isTraced, traceCall } from './trace.ts'
 
 /** A call of a sequence: once that has run, its answer; undefined where it ended before. */

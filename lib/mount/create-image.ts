@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import { type Bytes, checkBoolean, checkBytes, checkOptions, wrongType, wrongValue } from '../common/arguments.ts'
 import { CHANGING, checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
-import { randomHex } from '../common/digest.ts'
+import { randomHex } from '../common/crypto.ts'
 import { assertSupported, LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { fromCaller } from '../errors/from-caller.ts'

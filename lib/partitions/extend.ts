@@ -1,6 +1,6 @@
 /** Making the last partition of a table as large as the device lets it be: GPT, or a primary one of an MBR. */
 
-import { crc32 } from '../common/digest.ts'
+import { crc32 } from '../common/crypto.ts'
 import { refusal } from '../errors/errors.ts'
 import { findTable } from './table.ts'
 

@@ -1,6 +1,6 @@
 /** GUID partition tables (GPT), with their checksums and the backup at the end of the disk. */
 
-import { crc32 } from '../common/digest.ts'
+import { crc32 } from '../common/crypto.ts'
 import type { Warning } from '../common/warnings.ts'
 import {
   bad,

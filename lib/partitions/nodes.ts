@@ -7,7 +7,7 @@ import { explain } from '../errors/explain.ts'
 import type { Handle } from '../handle/handle.ts'
 import { checkNode, devicePath, isDevKernels, isStaleNode, makeNode, removeNode } from '../kernel/devnode.ts'
 import { close, O_RDONLY, open, unlinkSync } from '../kernel/files.ts'
-import { isUdevRunning } from '../kernel/surroundings.ts'
+import { isUdevRunning } from '../kernel/system.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import type { KnownPartition } from '../kernel/sysfs.ts'
 

@@ -9,7 +9,7 @@ import { attachedUnder, test } from '../kernel/support.ts'
 const SCRIPT = `
 import { readdirSync } from 'node:fs'
 const { attach } = await import(process.argv[1] + '/dist/index.js')
-const { observe } = await import(process.argv[1] + '/dist/kernel/seam.js')
+const { observe } = await import(process.argv[1] + '/dist/kernel/observe-calls.js')
 const [, , file, killedAt] = process.argv
 const calls = []
 const names = new Set()

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { describe, expect, vi } from 'vitest'
 import { attach, type LoopDevice, LoopError, open } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { expectGone, failure, losetup, settleUdev, sysfs, test } from './support.ts'
 import { limit } from '../scale.ts'
 

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { expect, onTestFinished } from 'vitest'
 import { attach, LoopControl } from '../../lib/index.ts'
 import * as ioctl from '../../lib/ioctl.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { openFile, sysfs, test, unusedNumber } from './support.ts'
 
 const MiB = 1 << 20

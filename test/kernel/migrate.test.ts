@@ -32,7 +32,7 @@ import {
   type MigrateOptions,
   type Progress,
 } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { kernelHas, needs, needsKernel, skipForKernel } from '../needs.ts'
 import { limit } from '../scale.ts'
 import { countDescriptors, failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'

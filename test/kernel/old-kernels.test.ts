@@ -3,7 +3,7 @@
 import { closeSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { beforeEach, describe, expect, vi } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { countDescriptors, failure, losetup, sysfs, test } from './support.ts'
 
 const has = vi.hoisted(() => ({ configure: true, diskSeq: true, seqPerAttachment: true }))

@@ -23,7 +23,7 @@ import {
   open,
   type Partition,
 } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import {
   deletePartition,
   expectNoPartitions,

@@ -5,7 +5,7 @@ import { readFileSync, renameSync, statfsSync, statSync, writeFileSync } from 'n
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect } from 'vitest'
 import { attach, find, open } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { findTable } from '../../lib/partitions/table.ts'
 import { env, needs, needsKernel } from '../needs.ts'
 import { sfdisk, sfdiskAt, sgdisk, told, TWO, TWO_4096 } from '../kernel/partitioned.ts'

@@ -18,7 +18,7 @@ import {
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect } from 'vitest'
 import { attach, createImage, type LoopDevice, mountImage, withDevice } from '../../lib/index.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 import { limit } from '../scale.ts'
 import { env, kernelHas, needs, needsKernel } from '../needs.ts'
 import { sfdisk, sfdiskAt, TWO_4096 } from '../kernel/partitioned.ts'

@@ -126,7 +126,7 @@ import { j } from 'node:fs'
     ])
     expect(imports.get('index.ts')).toContain('attach/options.ts')
     expect(imports.get('cli/main.ts')).toEqual(['cli/commands.ts', 'cli/parse.ts', 'cli/terminal.ts'])
-    expect(imports.get('kernel/binding.ts')).toEqual(['kernel/addon.ts', 'kernel/seam.ts', 'kernel/addon.ts'])
+    expect(imports.get('kernel/binding.ts')).toEqual(['kernel/addon.ts', 'kernel/observe-calls.ts', 'kernel/addon.ts'])
   })
 
   test('a circle is seen, however long, and a rhombus is none', () => {

@@ -9,7 +9,7 @@ import * as fc from 'fast-check'
 import { afterEach, describe, expect, test } from 'vitest'
 import * as loopctl from '../../lib/index.ts'
 import * as ioctl from '../../lib/ioctl.ts'
-import { observe } from '../../lib/kernel/seam.ts'
+import { observe } from '../../lib/kernel/observe-calls.ts'
 
 const { LoopControl, LoopDevice, LoopError } = loopctl
 

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { LoopError } from '../../lib/index.ts'
 import { gpt, mbr, SAMPLE_SIZE } from '../../lib/doctor/images.ts'
-import { within } from '../../lib/doctor/trial.ts'
+import { within } from '../../lib/doctor/try-attach.ts'
 import { env, needs } from '../needs.ts'
 
 describe('within', () => {
