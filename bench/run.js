@@ -12,7 +12,7 @@ import { complain } from '../examples/support.js'
 import { Baseline } from './baseline.js'
 import { Results, takeTurns } from './measure.js'
 import { toText } from './report.js'
-import { attachWithOptions, attachStatusDetach, status } from './scenarios/attach.js'
+import { attachStatusDetach, attachWithOptions, mountUnmount, status } from './scenarios/attach.js'
 import { changeBackingFile, migrate } from './scenarios/change.js'
 import { crowd } from './scenarios/crowd.js'
 import { contention, detachMany, removeMany } from './scenarios/many.js'
@@ -24,6 +24,7 @@ const SCENARIOS = {
   start,
   attach: attachStatusDetach,
   options: attachWithOptions,
+  mount: mountUnmount,
   status,
   list: crowd,
   detach: detachMany,

@@ -11,13 +11,8 @@ const PROGRAM = fileURLToPath(new URL('worker.js', import.meta.url))
 export class Worker {
   #child
 
-  /** @param {number} [threads] of its pool; default: as many as Node takes */
-  constructor(threads) {
-    const { UV_THREADPOOL_SIZE, ...env } = process.env
-    this.#child = fork(PROGRAM, {
-      execArgv: ['--expose-gc'],
-      env: { ...env, ...(threads !== undefined && { UV_THREADPOOL_SIZE: String(threads) }) },
-    })
+  constructor() {
+    this.#child = fork(PROGRAM, { execArgv: ['--expose-gc'] })
   }
 
   /**

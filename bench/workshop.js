@@ -114,7 +114,7 @@ export class Workshop {
 
   /** Removing one takes long, and hardly longer for many at once. */
   async #removeAdded() {
-    const worker = new Worker(128)
+    const worker = new Worker()
     try {
       await worker.ask('remove', this.#added)
     } finally {

@@ -1,8 +1,9 @@
 /** One device: attached, looked at, detached. */
 
 import { execFileSync } from 'node:child_process'
-import { closeSync, openSync, writeSync } from 'node:fs'
-import { attach } from 'loopctl'
+import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { attach, mountImage } from 'loopctl'
 import * as ioctl from 'loopctl/ioctl'
 import { time } from '../measure.js'
 
@@ -30,9 +31,16 @@ function losetup(file, ...options) {
   execFileSync('losetup', ['--detach', device])
 }
 
+/** An attach, a status and a detach are a hop to a thread each: less than that and the careful calls it cannot be. */
+const HOPS = 3
+const limit = `C, careful, and ${HOPS} hops`
+
 /** @param {Bench} bench */
 export async function attachStatusDetach({ workshop, baseline, turns }) {
   const control = openSync('/dev/loop-control', 'r+')
+  const resting = await attach(workshop.image(workshop.memory, 'resting'))
+  /** A hop with a call that does nothing. */
+  const hop = () => time(BATCH, () => ioctl.blkSszGet(resting.fd))
   try {
     for (const [folder, where, atMost] of /** @type {const} */ ([
       [workshop.memory, 'tmpfs', 2.5],
@@ -44,6 +52,12 @@ export async function attachStatusDetach({ workshop, baseline, turns }) {
         {
           'C, bare': () => baseline.ask('attach', BATCH, file),
           'C, careful': () => baseline.ask('careful', BATCH, file),
+          'a hop': hop,
+          [limit]: async () => {
+            const hops = await hop()
+            const careful = await baseline.ask('careful', BATCH, file)
+            return careful.map((nanoseconds, i) => nanoseconds + HOPS * (hops[i] ?? 0))
+          },
           'loopctl/ioctl, sync': () => time(BATCH, () => attachSync(control, file)),
           'loopctl': () =>
             time(BATCH, async () => {
@@ -56,14 +70,47 @@ export async function attachStatusDetach({ workshop, baseline, turns }) {
         [
           { of: 'loopctl/ioctl, sync', to: 'C, bare', atMost: 1.1 },
           { of: 'loopctl', to: 'C, careful', atMost },
+          { of: 'loopctl', to: limit, atMost: 1.15 },
           { of: 'loopctl', to: 'C, bare' },
           { of: 'losetup', to: 'loopctl', atLeast: 20 },
         ],
       )
     }
   } finally {
+    await resting.detach()
     closeSync(control)
   }
+}
+
+/** From a file to its files and back. @param {Bench} bench */
+export async function mountUnmount({ workshop, turns }) {
+  const file = workshop.image(workshop.memory, 'filesystem', 8 << 20)
+  execFileSync('mkfs.ext4', ['-q', file])
+  const folder = join(workshop.memory, 'mounted')
+  mkdirSync(folder)
+  await turns(
+    'mount, unmount; ext4 on tmpfs',
+    {
+      'loopctl': () =>
+        time(FEW, async () => {
+          const mount = await mountImage(file, folder)
+          await mount.unmount()
+        }),
+      'loopctl, private': () =>
+        time(FEW, async () => {
+          const mount = await mountImage(file)
+          await mount.unmount()
+        }),
+      'losetup, mount, umount, losetup': () =>
+        time(FEW, () => {
+          const device = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim()
+          execFileSync('mount', [device, folder])
+          execFileSync('umount', [folder])
+          execFileSync('losetup', ['--detach', device])
+        }),
+    },
+    [{ of: 'losetup, mount, umount, losetup', to: 'loopctl' }],
+  )
 }
 
 /** @param {Bench} bench */

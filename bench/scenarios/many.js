@@ -8,19 +8,14 @@ import { Worker } from '../workers.js'
 /** @typedef {import('../run.js').Bench} Bench */
 
 const run = promisify(execFile)
-/** What it does with the pool of Node as it is, and with a larger one. */
-const LARGE = 16
-const withLarge = `loopctl, UV_THREADPOOL_SIZE=${LARGE}`
 
-/**
- * @param {(worker: Worker, large: Worker) => Promise<void>} work
- */
-async function withWorkers(work) {
-  const workers = /** @type {const} */ ([new Worker(), new Worker(LARGE)])
+/** @param {(worker: Worker) => Promise<void>} work */
+async function withWorker(work) {
+  const worker = new Worker()
   try {
-    await work(...workers)
+    await work(worker)
   } finally {
-    await Promise.all(workers.map((worker) => worker.end()))
+    await worker.end()
   }
 }
 
@@ -30,17 +25,15 @@ export async function detachMany({ workshop, baseline, devices, turns }) {
   const { files, prefix } = workshop.images('detached', count)
   await workshop.addDevices(count)
   const wanted = files.map((file) => ({ file }))
-  const byWorker = (/** @type {Worker} */ worker) => async () => {
-    await worker.ask('attach', wanted)
-    return worker.ask('detach')
-  }
-  await withWorkers((worker, large) =>
+  await withWorker((worker) =>
     turns(
       `detach of ${count} at once`,
       {
         'C, one after another': () => baseline.ask('detach-many', count, prefix),
-        'loopctl': byWorker(worker),
-        [withLarge]: byWorker(large),
+        'loopctl': async () => {
+          await worker.ask('attach', wanted)
+          return worker.ask('detach')
+        },
         'losetup': async () => {
           /** @type {string[]} */
           const attached = []
@@ -50,7 +43,6 @@ export async function detachMany({ workshop, baseline, devices, turns }) {
       },
       [
         { of: 'loopctl', to: 'C, one after another' },
-        { of: withLarge, to: 'loopctl' },
         { of: 'losetup', to: 'loopctl' },
       ],
       0.4,
@@ -67,18 +59,14 @@ export async function removeMany({ workshop, baseline, devices, turns }) {
     workshop.forget(numbers)
     return samples
   }
-  await withWorkers((worker, large) =>
+  await withWorker((worker) =>
     turns(
       `remove of ${count} at once`,
       {
         'C, one after another': () => measure((numbers) => baseline.ask('remove', ...numbers)),
         'loopctl': () => measure((numbers) => worker.ask('remove', numbers)),
-        [withLarge]: () => measure((numbers) => large.ask('remove', numbers)),
       },
-      [
-        { of: 'loopctl', to: 'C, one after another' },
-        { of: withLarge, to: 'loopctl' },
-      ],
+      [{ of: 'loopctl', to: 'C, one after another' }],
       0.3,
     ),
   )

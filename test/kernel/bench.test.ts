@@ -28,7 +28,7 @@ async function expectNoFolderLeft(before: readonly string[]): Promise<void> {
 
 // Its numbers are not looked at: only that it still runs, and leaves nothing. Other programs can make devices meanwhile.
 describe('npm run bench', () => {
-  beforeEach(() => needs('cc'))
+  beforeEach(() => needs('cc', 'mkfs.ext4'))
 
   test('measures, draws, and leaves nothing', { timeout: limit(120_000), retry: 2 }, async ({ folder }) => {
     const before = folders()
@@ -36,7 +36,18 @@ describe('npm run bench', () => {
     const results = join(folder, 'results.json')
     const disk = join(folder, 'disk')
     mkdirSync(disk)
-    const scenarios = ['start', 'attach', 'options', 'status', 'list', 'detach', 'remove', 'contention', 'change']
+    const scenarios = [
+      'start',
+      'attach',
+      'options',
+      'mount',
+      'status',
+      'list',
+      'detach',
+      'remove',
+      'contention',
+      'change',
+    ]
     const words = ['--rounds', '1', '--devices', '2', '--json', results]
     for (const name of scenarios) words.push('--only', name)
     const run = promisify(execFile)

@@ -568,8 +568,9 @@ function unclear({ says }: Environment, results: Record<string, Outcome>): strin
 
 /** `ok`, or the code; where it is neither one nor the other as it should be, all of it. */
 function said({ status, stdout, stderr }: Ended): string {
-  // What a device has that may not be opened is shown, and said to be unconfirmed.
-  const isUnconfirmed = /^loopctl: [^\n]+; whether it is that one is not known: the device may not be opened\n$/
+  // What a device has that may not be opened is shown, and said to be unconfirmed; those of other programs too.
+  const isUnconfirmed =
+    /^(?:loopctl: it is not known whether \S+ is attached to that file: the device may not be opened\n)+$/
   if (status === 0 && (stderr === '' || isUnconfirmed.test(stderr))) return 'ok'
   const code = /^loopctl: ([A-Z]+): [^\n]+\n(?:hint: [^\n]+\n)?$/.exec(stderr)?.[1]
   return status === 1 && stdout === '' && code !== undefined ? code : JSON.stringify({ status, stdout, stderr })
