@@ -153,7 +153,7 @@ describe('with the privileges that the example names', { timeout: LIMIT }, () =>
         mkfs.ext4 -q "$LOOP_DEVICE"p2; mkdir /tmp/mounted; mount "$LOOP_DEVICE"p2 /tmp/mounted; umount /tmp/mounted'
       ls /dev | grep -E "^loop[0-9]+p" || echo no partition`
     const ended = await leavingNothing(own, () => runContainer(['sh', '-euc', script], { folder: own }))
-    expect(ended).toEqual({ status: 0, stdout: 'the words of command\nno partition\n', stderr: '' })
+    expect(ended).toEqual({ status: 0, stdout: 'detached\nthe words of command\nno partition\n', stderr: '' })
     // The magic number of ext4
     expect(readFileSync(whole).readUInt16LE(1024 + 0x38)).toBe(0xef53)
     expect(readFileSync(disk).readUInt16LE(2 * MIB + 1024 + 0x38)).toBe(0xef53)
