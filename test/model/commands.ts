@@ -73,16 +73,12 @@ class Race implements Command {
     const answers = await Promise.all([machine.do(one, waits(model, one)), machine.do(other, waits(model, other))])
     this.#told += ` -> ${JSON.stringify(answers)}`
     const [answer, otherAnswer] = answers
-    const ways: [Action, Answer][][] = [
-      [
-        [one, answer],
-        [other, otherAnswer],
-      ],
-      [
-        [other, otherAnswer],
-        [one, answer],
-      ],
-    ]
+    const ways = sayings(one, answer).flatMap((first) =>
+      sayings(other, otherAnswer).flatMap((second) => [
+        [first, second],
+        [second, first],
+      ]),
+    )
     const complaints: string[] = []
     for (const way of ways) {
       const next = model.clone()
@@ -101,6 +97,18 @@ class Race implements Command {
   toString(): string {
     return this.#told === '' ? '-' : this.#told
   }
+}
+
+/** The action with its answer; and with `deferred`, which can have come true before the answer was given. */
+function sayings(action: Action, answer: Answer): [Action, Answer][] {
+  const isDeferring = action.name === 'detachSync' || (action.name === 'detach' && action.lazy)
+  const isOver = isDeferring && 'value' in answer && answer.value === 'detached'
+  return isOver
+    ? [
+        [action, answer],
+        [action, { value: 'deferred' }],
+      ]
+    : [[action, answer]]
 }
 
 async function differenceFrom(model: Model, machine: Machine): Promise<string | undefined> {
