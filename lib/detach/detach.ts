@@ -43,6 +43,9 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   } catch (error) {
     // The one before it, that was given up on, has succeeded while this one waited for its turn.
     if (LoopError.is(error, 'closed') && handle.isDetached) return 'detached'
+    // detachSync() came in between: what this one has met is only that the device is going.
+    const isGoing = LoopError.is(error, 'detaching') || LoopError.is(error, 'not-attached')
+    if (isGoing && handle.isClosing) throw handle.closedError()
     throw error
   }
 }
