@@ -44,7 +44,11 @@ function licenseOf(name) {
 }
 
 export default defineConfig({
-  input: Object.fromEntries(entries.map((name) => [name, `lib/${name}.ts`])),
+  input: {
+    ...Object.fromEntries(entries.map((name) => [name, `lib/${name}.ts`])),
+    // The name that it had before, for programs that watch the calls too.
+    'kernel/seam': 'lib/kernel/observe-calls.ts',
+  },
   platform: 'node',
   external: (id) => !/^[./]/.test(id) && !BUNDLED.includes(id),
   // Warnings are errors.
