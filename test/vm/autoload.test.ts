@@ -39,7 +39,7 @@ describe('loop is a module that is not loaded', () => {
     const path = stdout.trim()
     expect(existsSync('/sys/module/loop')).toBe(true)
     expect(readFileSync(path).subarray(0, 26).toString()).toBe('what the image begins with')
-    expect(loopctl('detach', path)).toEqual({ status: 0, stdout: '', stderr: '' })
+    expect(loopctl('detach', path)).toEqual({ status: 0, stdout: 'detached\n', stderr: '' })
     expect(existsSync(`/sys/block/${path.slice('/dev/'.length)}/loop`)).toBe(false)
   })
 
