@@ -2,11 +2,11 @@
 
 import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
-import { type Answers, type Asked, askDevices, isOn, type Silence } from '../handle/ask.ts'
+import { type Answers, type Asked, askDevices, couldHave, isOn, type Silence } from '../handle/ask.ts'
 import { binding } from '../kernel/binding.ts'
-import { type Bound, GivenUp } from '../kernel/bounded.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
-import { stat } from '../kernel/files.ts'
+import type { FileStat } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import { formatDevice, LO_FLAGS_AUTOCLEAR, LO_FLAGS_READ_ONLY, type LoopInfo64 } from '../kernel/uapi.ts'
 import type { Backing } from './backing.ts'
@@ -62,7 +62,7 @@ export async function scanAttachments(backing: BackingIdentity, bound: Bound): P
     // The filesystem of this file has just answered: a device whose filesystem does not is of another file. But one that
     // is slow has been given all the time there is.
     if (why === 'timeout' && (await isOn(backing.device, number, bound))) throw unanswered(number, errno, backing)
-    if (why !== 'timeout' && (await couldHave(number, backing, bound))) throw notAsked(number, why, backing)
+    if (why !== 'timeout' && (await couldHave(number, isLike(backing), bound))) throw notAsked(number, why, backing)
   }
   return found
 }
@@ -115,23 +115,9 @@ function isBackedBy(info: LoopInfo64, { device, inode, rdevice }: BackingIdentit
   return info.device === device && info.inode === inode
 }
 
-/** Of a device that cannot be asked, by the path that sysfs shows: false only where that is another file here. */
-async function couldHave(
-  number: number,
-  { device, inode, rdevice }: BackingIdentity,
-  bound: Bound | undefined,
-): Promise<boolean> {
-  const path = sysfs.readBackingFileSync(number)
-  if (path === undefined) return sysfs.isBound(number)
-  try {
-    const other = await stat(path, bound)
-    if (typeof other === 'number') return true
-    if (rdevice !== undefined) return other.isBlockDevice()
-    return other.dev === device && other.ino === inode
-  } catch (error) {
-    if (error instanceof GivenUp && !error.isAborted) return false
-    throw error
-  }
+/** Of a block device any could be another node of it. */
+function isLike({ device, inode, rdevice }: BackingIdentity): (file: FileStat) => boolean {
+  return (file) => (rdevice === undefined ? file.dev === device && file.ino === inode : file.isBlockDevice())
 }
 
 function unanswered(number: number, errno: number | undefined, { path }: BackingIdentity): LoopError {

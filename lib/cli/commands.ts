@@ -11,13 +11,13 @@ import {
   DEVICE,
   FILE,
   MOUNT_OPTIONS,
+  blockSizeOption,
   overlapOption,
   withAttachOptions,
   withChangeOptions,
   withTimeout,
 } from './options.ts'
 import {
-  parseBlockSize,
   parseDevice,
   parseDeviceOrFile,
   parseDevices,
@@ -100,11 +100,7 @@ const COMMANDS: Record<string, (program: Command) => Command> = {
       )
       .option('--offset <bytes>', 'where in the image the filesystem begins (default: 0)', parseSize)
       .option('--size-limit <bytes>', 'how much of the image it has at most (default: 0, all of it)', parseSize)
-      .option(
-        '-b, --block-size <bytes|auto>',
-        'logical block size; auto: that of the image’s GPT (default: the kernel chooses)',
-        parseBlockSize,
-      )
+      .addOption(blockSizeOption())
       .addOption(overlapOption())
       .option('--make-dir', 'make the folder if there is none')
       .action(later((actions) => actions.mountAction)),

@@ -41,16 +41,20 @@ export function overlapOption(): Option {
   ).choices(['refuse', 'allow', 'reuse'])
 }
 
+/** `--block-size` of what attaches. */
+export function blockSizeOption(): Option {
+  return new Option(
+    '-b, --block-size <bytes|auto>',
+    'logical block size; auto: that of the image’s GPT (default: the kernel chooses)',
+  ).argParser(parseBlockSize)
+}
+
 export function withAttachOptions(target: Command): Command {
   return target
     .option('-r, --read-only', 'attach read-only')
     .option('-o, --offset <bytes>', 'where in the file the device begins (default: 0)', parseSize)
     .option('-s, --size-limit <bytes>', 'how much of the file it shows at most (default: 0, all of it)', parseSize)
-    .option(
-      '-b, --block-size <bytes|auto>',
-      'logical block size; auto: that of the image’s GPT (default: the kernel chooses)',
-      parseBlockSize,
-    )
+    .addOption(blockSizeOption())
     .addOption(
       new Option(
         '--direct-io [=prefer]',

@@ -39,7 +39,7 @@ export async function detach(handle: Handle, options?: DetachOptions): Promise<D
   if (handle.isDetached) return 'detached'
   const operation = () => (lazy ? detachLazily(handle, deadline) : detachStrictly(handle, deadline, force))
   try {
-    return await countUnderWay(() => handle.run(() => takingBackLate(handle, operation), deadline))
+    return await countUnderWay(() => handle.run(operation, deadline))
   } catch (error) {
     // The one before it, that was given up on, has succeeded while this one waited for its turn.
     if (LoopError.is(error, 'closed') && handle.isDetached) return 'detached'
@@ -64,7 +64,7 @@ async function detachStrictly(handle: Handle, deadline: Deadline, force: boolean
     new ClearPhase(work),
     new VacatePhase(work),
   ]
-  await runPhases(phases, deadline, handle.number)
+  await takingBackLate(work, () => runPhases(phases, deadline, handle.number))
   if (work.isGone && attachments.length === 1) return 'detached'
   return (await confirmGone(attachments, deadline)) ? 'detached' : 'deferred'
 }
@@ -73,6 +73,6 @@ async function detachLazily(handle: Handle, deadline: Deadline): Promise<DetachR
   const attachment = attachmentOf(handle.number, handle.ref.diskSeq)
   const work = new Detaching(handle, deadline, true)
   const phases = [new PresentPhase(work), new FlushPhase(work), new ClearLazilyPhase(work), new VacatePhase(work)]
-  await runPhases(phases, deadline, handle.number)
+  await takingBackLate(work, () => runPhases(phases, deadline, handle.number))
   return work.isGone || !isStillAttached(attachment) ? 'detached' : 'deferred'
 }

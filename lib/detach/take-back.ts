@@ -7,7 +7,7 @@ import { binding } from '../kernel/binding.ts'
 import { GivenUp } from '../kernel/bounded.ts'
 import { openDevice } from '../kernel/devnode.ts'
 import { close, O_RDONLY } from '../kernel/files.ts'
-import * as sysfs from '../kernel/sysfs.ts'
+import type { Detaching } from './detaching.ts'
 import { clearAutoclear } from './release.ts'
 
 /** Cancels the deferred detach, and has a plain descriptor in the place of the exclusive one. */
@@ -29,13 +29,12 @@ const SOON_MS = 100
  * Runs what detaches. Where that is given up on, it is taken back when its call has come back; the handle's next operation
  * waits for that, and so does the caller for a moment.
  */
-export async function takingBackLate<T>(handle: Handle, operation: () => Promise<T>): Promise<T> {
-  const autoclear = sysfs.readAutoclearSync(handle.number) ?? true
+export async function takingBackLate(work: Detaching, run: () => Promise<void>): Promise<void> {
   try {
-    return await operation()
+    await run()
   } catch (error) {
     if (error instanceof GivenUp && error.hasBegun) {
-      const settled = settle(handle, autoclear, error.back)
+      const settled = settle(work, error.back)
       error.back = settled
       await Promise.race([settled, setTimeout(SOON_MS, undefined, { ref: false })])
     }
@@ -43,7 +42,7 @@ export async function takingBackLate<T>(handle: Handle, operation: () => Promise
   }
 }
 
-async function settle(handle: Handle, autoclear: boolean, back: Promise<unknown>): Promise<void> {
+async function settle({ handle, autoclear }: Detaching, back: Promise<unknown>): Promise<void> {
   await back
   // It has succeeded late; or the handle was closed, and the detach is what is wanted.
   if (handle.descriptor < 0 || handle.isClosing || binding().blkSszGetSync(handle.descriptor) < 0) return

@@ -7,10 +7,10 @@ import { inBatches } from '../kernel/batches.ts'
 import { type Bound, GivenUp, listUnanswering } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import { openHiddenFolder, planHiddenNode } from '../kernel/hidden-folder.ts'
-import { close, O_RDONLY, stat } from '../kernel/files.ts'
+import { close, type FileStat, O_RDONLY, stat } from '../kernel/files.ts'
 import { mountOf, readMountsSync } from '../kernel/mountinfo.ts'
 import { Sequence, type Step } from '../kernel/sequence.ts'
-import { readBackingFileSync } from '../kernel/sysfs.ts'
+import { isBound, readBackingFileSync } from '../kernel/sysfs.ts'
 import { decodeInfo, formatDevice, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
 
 const { ENXIO } = constants.errno
@@ -157,6 +157,22 @@ export async function isOn(filesystem: bigint, number: number, bound: Bound): Pr
   } catch (error) {
     // That filesystem is slow.
     if (error instanceof GivenUp && !error.isAborted) return true
+    throw error
+  }
+}
+
+/**
+ * Whether a device that cannot be asked could have the file that is looked for, going by the path that sysfs shows: false
+ * only where that is another file here, or its filesystem does not answer, as that of the file just did.
+ */
+export async function couldHave(number: number, is: (file: FileStat) => boolean, bound: Bound): Promise<boolean> {
+  const path = readBackingFileSync(number)
+  if (path === undefined) return isBound(number)
+  try {
+    const found = await stat(path, bound)
+    return typeof found === 'number' || is(found)
+  } catch (error) {
+    if (error instanceof GivenUp && !error.isAborted) return false
     throw error
   }
 }

@@ -17,8 +17,8 @@ import { assertSupported, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { fromCaller } from '../errors/from-caller.ts'
 import { explained } from '../errors/given-up.ts'
-import { type Answers, askDevices, isOn, type Silent } from '../handle/ask.ts'
-import { type Bound, GivenUp } from '../kernel/bounded.ts'
+import { type Answers, askDevices, couldHave, isOn, type Silent } from '../handle/ask.ts'
+import type { Bound } from '../kernel/bounded.ts'
 import { devicePath } from '../kernel/devnode.ts'
 import * as files from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
@@ -123,17 +123,9 @@ async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {
   const couldBe = async ({ number, why }: Silent): Promise<boolean> => {
     // Where the filesystem of a device does not answer, that of the file that is looked for has.
     if (why === 'timeout') return isAwaited(number)
-    const path = sysfs.readBackingFileSync(number)
-    if (path === undefined) return true
-    try {
-      const other = await files.stat(path, bound)
-      if (typeof other === 'number') return true
-      return own.isBlockDevice() ? other.rdev === own.rdev : other.dev === own.dev && other.ino === own.ino
-    } catch (error) {
-      // The filesystem of the wanted file has just answered: this one is another.
-      if (error instanceof GivenUp && !error.isAborted) return false
-      throw error
-    }
+    const isSame = (other: files.FileStat): boolean =>
+      own.isBlockDevice() ? other.rdev === own.rdev : other.dev === own.dev && other.ino === own.ino
+    return couldHave(number, isSame, bound)
   }
   return { is, isAwaited, couldBe }
 }
