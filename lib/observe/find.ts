@@ -119,12 +119,12 @@ async function sameFile(argument: FileArgument, bound: Bound): Promise<Wanted> {
   const own = await identityOf(argument, bound)
   const is = ({ device, inode, rdevice }: LoopInfo64): boolean =>
     own.isBlockDevice() ? rdevice === own.rdev : device === own.dev && inode === own.ino
+  const isSame = (other: files.FileStat): boolean =>
+    own.isBlockDevice() ? other.rdev === own.rdev : other.dev === own.dev && other.ino === own.ino
   const isAwaited = (number: number): Promise<boolean> => isOn(own.dev, number, bound)
   const couldBe = async ({ number, why }: Silent): Promise<boolean> => {
     // Where the filesystem of a device does not answer, that of the file that is looked for has.
     if (why === 'timeout') return isAwaited(number)
-    const isSame = (other: files.FileStat): boolean =>
-      own.isBlockDevice() ? other.rdev === own.rdev : other.dev === own.dev && other.ino === own.ino
     return couldHave(number, isSame, bound)
   }
   return { is, isAwaited, couldBe }
