@@ -219,11 +219,17 @@ static void careful(const struct wish* wish) {
   must(flock(lock, LOCK_EX), "flock");
   fcntl(file, F_SETSIG, SIGURG);
   if (fcntl(file, F_SETLEASE, F_WRLCK) == 0) fcntl(file, F_SETLEASE, F_UNLCK);
-  int number = must(ioctl(lock, LOOP_CTL_GET_FREE), "LOOP_CTL_GET_FREE");
-  count_links(number);
-  int writable = must(open_device(number, O_RDWR), "open loop device");
-  get_diskseq(writable);
-  must(configure(writable, file, wish), "LOOP_CONFIGURE");
+  int number, writable;
+  for (;;) {
+    number = must(ioctl(lock, LOOP_CTL_GET_FREE), "LOOP_CTL_GET_FREE");
+    count_links(number);
+    writable = must(open_device(number, O_RDWR), "open loop device");
+    get_diskseq(writable);
+    if (configure(writable, file, wish) == 0) break;
+    /* Another program, which takes no lock, was faster. */
+    if (errno != EBUSY && errno != ENXIO) must(-1, "LOOP_CONFIGURE");
+    close(writable);
+  }
   close(lock);
   get_diskseq(writable);
   get_status(writable);
