@@ -18,8 +18,25 @@ export function times(count: number): number {
   return Math.ceil(count * factor('LOOPCTL_STRESS', 0.1))
 }
 
-/** LOOPCTL_FAULTS=40 leaves of the faults every fortieth. */
+/**
+ * Long series of tests that differ little are whole where the stress tests are. Otherwise a run takes every fourth of them,
+ * and another run may take others.
+ */
+export const STEP: number = factor('LOOPCTL_STRESS', 0.1) < 1 ? 4 : 1
+
+function anyFirst(): number {
+  return Math.floor(Math.random() * STEP)
+}
+
+/** The calls at which something happens in a test that says "at its k-th call, for every k". */
+export function* eachCall(last = Infinity): Generator<number, void> {
+  for (let k = 1 + anyFirst(); k <= last; k += STEP) yield k
+}
+
+/** Of a list of faults; LOOPCTL_FAULTS=1 takes all of them, LOOPCTL_FAULTS=40 every fortieth. */
 export function sample<T>(all: T[]): T[] {
-  const step = factor('LOOPCTL_FAULTS')
-  return all.filter((_, i) => i % step === 0)
+  const given = process.env['LOOPCTL_FAULTS']
+  const step = given === undefined ? STEP : factor('LOOPCTL_FAULTS')
+  const first = given === undefined ? anyFirst() : 0
+  return all.filter((_, i) => i % step === first)
 }

@@ -6,13 +6,11 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { sysfs, test } from '../kernel/support.ts'
-import { limit } from '../scale.ts'
+import { eachCall, limit, STEP } from '../scale.ts'
 import { type Lack, whyNot, without } from './without.ts'
 
 const MIGRANT = fileURLToPath(new URL('fixtures/migrant.mjs', import.meta.url))
 const MiB = 1 << 20
-/** Every call under stress; else as many as there are in every STEP-th, another time others. */
-const STEP = process.env['LOOPCTL_STRESS'] === undefined ? 4 : 1
 
 const cases: [string, Lack[]][] = [
   ['with all that the kernel has', []],
@@ -37,7 +35,7 @@ describe.for(cases)('kill -9 at every call of a migrate, %s,', ([, lacks]) => {
         const attached = await attach(source, { readOnly: true })
         const { number } = attached
         const ends = { 'killed': 0, 'switched': 0, 'left beside': 0 }
-        for (let k = 1 + Math.floor(Math.random() * STEP); ; k += STEP) {
+        for (const k of eachCall()) {
           rmSync(place, { recursive: true, force: true })
           mkdirSync(place)
           if (overwrite) writeFileSync(destination, old)

@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished, vi } from 'vitest'
@@ -87,9 +87,9 @@ describe('loopctl watch', () => {
   })
 
   test('where the kernel sends nothing it says so first', async () => {
-    const words = ['--user', '--map-root-user', '--net', process.execPath, MAIN, 'watch']
-    const script = '"$@" | head -n 1'
-    const output = execFileSync('sh', ['-c', script, 'sh', 'timeout', '10', 'unshare', ...words], { encoding: 'utf8' })
-    expect(output).toMatch(/^resync {2}no-netlink {2}\d+ devices\n$/)
+    const child = spawn('unshare', ['--user', '--map-root-user', '--net', process.execPath, MAIN, 'watch'])
+    onTestFinished(() => void child.kill('SIGKILL'))
+    const [first] = (await once(child.stdout, 'data')) as [Buffer]
+    expect(first.toString()).toMatch(/^resync {2}no-netlink {2}\d+ devices\n$/)
   })
 })

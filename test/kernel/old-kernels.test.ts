@@ -5,6 +5,7 @@ import { beforeEach, describe, expect, vi } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/observe-calls.ts'
 import { countDescriptors, failure, losetup, sysfs, test } from './support.ts'
+import { eachCall } from '../scale.ts'
 
 const has = vi.hoisted(() => ({ configure: true, diskSeq: true, seqPerAttachment: true }))
 
@@ -87,7 +88,7 @@ describe('before 5.8, without LOOP_CONFIGURE', () => {
     const file = image('disk')
     const { length } = await callsOf(async () => (await attach(file)).close())
     const reason = new Error('enough')
-    for (let k = 1; k <= length; k++) {
+    for (const k of eachCall(length)) {
       const controller = new AbortController()
       let seen = 0
       observe(() => {
