@@ -17,7 +17,9 @@ import { commands } from './commands.ts'
 import { Machine } from './machine.ts'
 import { Model } from './model.ts'
 
-const STEPS = times(process.env['CI'] ? 20_000 : 2_000)
+/** LOOPCTL_SOAK: for so many seconds, however many steps that are. */
+const SOAK = Number(process.env['LOOPCTL_SOAK'] ?? 0) * 1000
+const STEPS = SOAK > 0 ? Infinity : times(process.env['CI'] ? 20_000 : 2_000)
 /** Steps of one sequence at most, and how many of them run at a time, each with devices and files of its own. */
 const LENGTH = 150
 const SIDE_BY_SIDE = 2
@@ -45,15 +47,15 @@ function freeNumbers(count: number, from: number): number[] {
 /** For so long a sequence that fails is made shorter. */
 const SHRINKING = limit(60_000)
 
-/** Sequence after sequence, until so many steps are done. */
-async function runUntil(steps: number, seed: number, machine: Machine): Promise<void> {
+/** Sequence after sequence. */
+async function runUntil(isOver: () => boolean, seed: number, machine: Machine): Promise<void> {
   const { path, replayPath } = replay
   const sequence = fc.commands([commands], {
     maxCommands: LENGTH,
     size: 'max',
     ...(replayPath !== undefined && { replayPath }),
   })
-  for (let round = 0; machine.steps < steps; round++) {
+  for (let round = 0; !isOver(); round++) {
     let firstFailure = Number.POSITIVE_INFINITY
     const property = fc.asyncProperty(sequence, async (all) => {
       if (performance.now() > firstFailure + SHRINKING) return
@@ -74,8 +76,8 @@ async function runUntil(steps: number, seed: number, machine: Machine): Promise<
 
 describe('three actors at the same devices', () => {
   test(
-    `${STEPS} steps as the model has them; seed ${SEED}`,
-    { timeout: limit(60_000 + STEPS * 60) },
+    `${SOAK > 0 ? `${SOAK / 1000} s of` : STEPS} steps as the model has them; seed ${SEED}`,
+    { timeout: limit(60_000 + (SOAK || STEPS * 60)) },
     async ({ folder }) => {
       const lanes = replay.path === undefined ? SIDE_BY_SIDE : 1
       const numbers = freeNumbers(lanes * NUMBERS, 3_000)
@@ -87,12 +89,16 @@ describe('three actors at the same devices', () => {
         return new Machine(own, numbers.slice(i * NUMBERS, (i + 1) * NUMBERS))
       })
       try {
-        const runs = machines.map((machine, i) => runUntil(STEPS / lanes, SEED + i * 1_000_000, machine))
+        const end = performance.now() + (SOAK || Infinity)
+        const runs = machines.map((machine, i) => {
+          const isOver = () => machine.steps >= STEPS / lanes || performance.now() > end
+          return runUntil(isOver, SEED + i * 1_000_000, machine)
+        })
         const failed = (await Promise.allSettled(runs)).find((result) => result.status === 'rejected')
         if (failed !== undefined) throw failed.reason
         const done = machines.reduce((sum, { steps }) => sum + steps, 0)
         console.log(`model: ${done} steps, seed ${SEED}`)
-        expect(done).toBeGreaterThanOrEqual(replay.path === undefined ? STEPS : 1)
+        expect(done).toBeGreaterThanOrEqual(replay.path === undefined && SOAK === 0 ? STEPS : 1)
       } finally {
         for (const [i, machine] of machines.entries()) {
           await machine.end()
