@@ -36,10 +36,18 @@ export async function takingBackLate(work: Detaching, run: () => Promise<void>):
     if (error instanceof GivenUp && error.hasBegun) {
       const settled = settle(work, error.back)
       error.back = settled
-      await Promise.race([settled, setTimeout(SOON_MS, undefined, { ref: false })])
+      await waitAtMost(SOON_MS, settled)
     }
     throw error
   }
+}
+
+/** The timer keeps the process alive: nothing else does, and what the user waits for would never be told. */
+async function waitAtMost(ms: number, settled: Promise<void>): Promise<void> {
+  const over = new AbortController()
+  const time = setTimeout(ms, undefined, { signal: over.signal }).catch(() => {})
+  await Promise.race([settled, time])
+  over.abort()
 }
 
 async function settle({ handle, autoclear }: Detaching, back: Promise<unknown>): Promise<void> {
