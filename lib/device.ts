@@ -11,15 +11,15 @@ export { LoopDevice } from './loop-device.ts'
 
 /**
  * Attaches a file to a loop device: finds or makes a free device, configures it with one LOOP_CONFIGURE (kernel 5.8;
- * before, with LOOP_SET_FD and LOOP_SET_STATUS64), and reads back which settings are in effect. If another process took
- * the device first, tries again with another one. With `autoclear`, the default, the kernel detaches the device when
- * this process ends, however it ends.
+ * before, with LOOP_SET_FD and LOOP_SET_STATUS64), and reads back which settings are in effect. If another process
+ * takes the device first, `attach` tries another one. With `autoclear`, the default, the kernel detaches the device
+ * when this process ends, however it ends.
  *
- * A descriptor that you give stays yours, and has to stay open until `attach` resolves.
+ * If you give a descriptor, it has to stay open until `attach` resolves. loopctl does not close it.
  *
  * @throws LoopError `no-such-file`, `not-a-file-or-block-device`, `backing-not-writable`, `permission`,
- *   `no-loop-driver`, `already-attached` (the `number` that you gave), `detaching`, `in-use`, `contention`,
- *   `overlap`, `direct-io-unavailable`, `backed-by-itself`, `backing-loop-not-attached`, `node-missing`, `resources`,
+ *   `no-loop-driver`, `already-attached` (the `number` that you gave), `detaching`, `in-use`, `contention`, `overlap`,
+ *   `direct-io-unavailable`, `backed-by-itself`, `backing-loop-not-attached`, `node-missing`, `resources`,
  *   `unsupported-platform`
  *
  * @example
@@ -33,8 +33,8 @@ export async function attach(file: BackingFile, options?: AttachOptions): Promis
 }
 
 /**
- * Opens a device that somebody else attached, or a free one. If you give a reference with a disk sequence number,
- * rejects with `replaced` unless the device is still the same attachment.
+ * Opens a device that another program attached, or a free one. If you give a `ref` with a disk sequence number and the
+ * device has been attached anew since, rejects with `replaced`.
  *
  * @throws LoopError `no-such-device`, `node-missing`, `replaced`, `detaching`, `permission`, `unsupported-platform`
  *

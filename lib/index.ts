@@ -1,5 +1,5 @@
 /**
- * From a file to a block device, and from there to its files: attach, mount, change, detach.
+ * Linux loop devices: attach a file to a block device, mount it, change its file or settings, detach it.
  *
  * @module loopctl
  */

@@ -1,7 +1,7 @@
 /**
  * The loop driver's ioctls as functions. They take descriptors, and their arguments and results are the kernel's;
- * 64-bit fields are bigint. If the kernel refuses a call, they fail with a LoopError. They do not retry, wait or undo:
- * use `loopctl` for that.
+ * 64-bit fields are bigint. If the kernel refuses a call, they fail with a LoopError. They do not retry, wait for other
+ * programs, or undo anything: the functions of `loopctl` do that.
  *
  * Each function exists twice: one returns a promise (the call runs on a thread of the addon), and `...Sync` is
  * synchronous. All of them refuse a descriptor that does not belong to a whole loop device, with reason
@@ -405,7 +405,8 @@ export function loopChangeFdSync(fd: number, backingFd: number): void {
 
 const clrFd = ioctl({ ioctl: 'LOOP_CLR_FD', name: 'loopClrFd', encode: onlyFd, decode: nothing })
 /**
- * Asks the kernel to detach. It may do so later: when the last user, which includes this descriptor, closes the device.
+ * Asks the kernel to detach the device. The kernel does so when the last user closes the device, and this descriptor
+ * counts as a user.
  *
  * @example
  * ```ts

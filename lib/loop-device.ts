@@ -44,7 +44,7 @@ export function createDevice(handle: Handle): LoopDevice {
  * A handle of a loop device. {@link attach} returns one that owns the attachment, {@link open} one that does not.
  *
  * Operations on one handle run one after another. After detach, release or close every method rejects with reason
- * `closed`. If the device was detached and attached anew by somebody else, methods reject with `replaced` and do not
+ * `closed`. If another process has detached the device and attached it anew, methods reject with `replaced` and do not
  * touch the device.
  */
 export class LoopDevice implements AsyncDisposable, Disposable {
@@ -83,7 +83,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return this.#handle.owned
   }
 
-  /** What is allowed but odd about this device or its image, as far as this handle has noticed it. */
+  /** The warnings about this device and its image that this handle has found so far. */
   get warnings(): readonly Warning[] {
     return this.#handle.warnings.list
   }
@@ -108,13 +108,14 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Changes the backing file of a read-only device while it is in use: LOOP_CHANGE_FD. With the offset and size limit
-   * of the device, the new file has to show exactly as many bytes as the present one. `verify: true` checks that they
-   * are the same bytes. The direct I/O setting stays. In a stack (`swappable`) the lower device is changed.
+   * Changes the backing file of a read-only device while it is in use: LOOP_CHANGE_FD. With the device's offset and
+   * size limit, the new file has to show exactly as many bytes as the present one. `verify: true` checks that they are
+   * the same bytes. The direct I/O setting stays. With `swappable`, the lower of the two devices is changed.
    *
-   * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (one
-   *   other than squashfs or erofs is mounted, and not `force`), `no-such-file`, `not-a-file-or-block-device`,
-   *   `backed-by-itself`, `backing-loop-not-attached`, `not-attached`, `replaced`, `closed`
+   * @throws LoopError `not-read-only`, `size-mismatch`, `content-differs`, `overlap`, `would-shut-down-filesystem` (a
+   *   filesystem other than squashfs or erofs is mounted, without `force`), `no-such-file`,
+   *   `not-a-file-or-block-device`, `backed-by-itself`, `backing-loop-not-attached`, `not-attached`, `replaced`,
+   *   `closed`
    */
   changeBackingFile(file: BackingFile, options?: ChangeOptions): Promise<void> {
     return fromCaller(changeBackingFile(this.#handle, file, options))
@@ -150,16 +151,16 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Makes the backing file, the size limit (if there is one) and the device larger, also while the device is mounted:
-   * LOOP_SET_CAPACITY or LOOP_SET_STATUS64. The file is opened by its path, and has to be the same file still. `size`
-   * is a multiple of 512. Resolves to the new size in bytes. Nothing is ever made smaller.
+   * Makes the backing file, the size limit (if there is one) and the device larger, even while the device is mounted:
+   * LOOP_SET_CAPACITY or LOOP_SET_STATUS64. loopctl opens the file by its path, which must still lead to the same file.
+   * `size` is a multiple of 512. Resolves to the new size in bytes. Nothing is ever made smaller.
    *
    * With `partition: 'last'` the last partition grows to the new end, in the table and in the kernel (BLKPG). The
    * backup of a GPT is written before the primary, so that a kill in between leaves a valid table.
    *
    * @throws LoopError `size-mismatch` (smaller than now, or backed by a block device), `backing-not-writable` (a
-   *   read-only device), `in-use` (a shared one), `overlap`, `replaced`, `no-space`, `no-such-file`,
-   *   `bad-partition-table`, `permission`, `not-attached`, `closed`
+   *   read-only device), `in-use` (a handle from `overlap: 'reuse'`), `overlap`, `replaced`, `no-space`,
+   *   `no-such-file`, `bad-partition-table`, `permission`, `not-attached`, `closed`
    */
   grow(size: Bytes, options?: GrowOptions): Promise<number> {
     return fromCaller(grow(this.#handle, size, options))
@@ -177,8 +178,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
 
   /**
    * Sets the logical block size: a power of two from 512 to the page size, or to 65 536 on newer kernels. Rejects with
-   * `in-use` while the device is mounted or held otherwise, also on kernels that would allow it. LOOP_SET_BLOCK_SIZE,
-   * kernel 4.14 and later.
+   * `in-use` while the device is mounted or otherwise in use, even on kernels that would allow the change.
+   * LOOP_SET_BLOCK_SIZE, kernel 4.14 and later.
    *
    * @throws LoopError `block-size`, `in-use`, `not-attached`, `replaced`, `permission`, `closed`
    */
@@ -198,8 +199,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
 
   /**
    * Looks for partitions again. Resolves to the partitions when each has its node in /dev (loopctl makes missing nodes)
-   * and their set is stable. `mode: 'kernel'` uses BLKRRPART. `mode: 'user'` reads the table itself and adds the
-   * partitions with BLKPG, for kernels that have no parser for the table; partitions that stay the same are not touched.
+   * and their set is stable. `mode: 'kernel'` uses BLKRRPART. With `mode: 'user'`, loopctl reads the table and adds the
+   * partitions with BLKPG, for kernels that have no parser for the table; partitions that stay the same are not
+   * touched.
    *
    * @throws LoopError `partscan-off`, `bad-partition-table`, `in-use`, `node-missing`, `permission`, `not-attached`,
    *   `replaced`, `closed`
@@ -210,11 +212,13 @@ export class LoopDevice implements AsyncDisposable, Disposable {
 
   /**
    * Mounts the filesystem that is on the device, or on a `partition` of it. If the kernel does not have the partition
-   * or /dev has no node of it, both are added (BLKPG). loopctl recognises the filesystem by its superblock; it runs no
-   * mount helper and does not read /etc/fstab. `nosuid` and `nodev` are in effect, unless `options` has `'suid,dev'`.
+   * or /dev has no node of it, loopctl adds both (BLKPG, mknod(2)). loopctl recognises the filesystem by its
+   * superblock; it runs no mount helper and does not read /etc/fstab. `nosuid` and `nodev` are in effect, unless
+   * `options` has `'suid,dev'`.
    *
-   * Without a target (`null`) the mount is private: it is in no mount table, and nobody finds it. Its files are under
-   * `mount.path` for this process and its children, and it is unmounted when the process ends. getcwd(3) fails in it.
+   * Without a target (`null`) the mount is private: it is in no mount table, and other programs do not find it. Its
+   * files are under `mount.path` for this process and its children, and it is unmounted when the process ends.
+   * getcwd(3) fails in it.
    *
    * Uses the mount API of kernel 5.8 and later: fsopen(2), fsconfig(2), fsmount(2), move_mount(2). Needs CAP_SYS_ADMIN.
    *
@@ -230,7 +234,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
    * own descriptor, which systemd calls BLOCK_DEVICE_LOCKING. If the handle has the lock already, resolves to that
    * lock. The lock ends with `lock.release()`, which lets udev look at the device, and with detach, release and close.
    *
-   * Programs that take this lock themselves (systemd-repart, `sfdisk --lock`) would wait for ever for yours.
+   * While you hold the lock, programs that take it themselves (systemd-repart, `sfdisk --lock`) wait for ever.
    *
    * @throws LoopError `timeout` if another process keeps the lock, `closed`
    */
@@ -241,7 +245,7 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   /**
    * Everybody who uses the device or a partition of it, as far as this process may see, except this handle. A mount in
    * another mount namespace is listed with a process of that namespace (`pid`). A filesystem that was unmounted lazily
-   * is listed as the processes that still use it (`unmounted`). It waits for no filesystem.
+   * is listed as the processes that still use it (`unmounted`). The search does not wait for any filesystem.
    */
   async holders(options?: Wait): Promise<Holder[]> {
     const deadline = checkWait(options, LOOKING)
@@ -260,9 +264,9 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Detaches the device, and closes the handle. Resolves to `'detached'` only when the device is free. If somebody else
-   * uses it, rejects with `in-use` and the holders, and the device stays attached as it was. With `lazy: true` the
-   * kernel detaches it when the last user has closed it, and the call resolves to `'deferred'`.
+   * Detaches the device, and closes the handle. Resolves to `'detached'` only when the device is free. If the device is
+   * in use, rejects with `in-use` and the holders, and the device stays attached. With `lazy: true`, the call resolves
+   * to `'deferred'` in that case, and the kernel detaches the device when its last user has closed it.
    *
    * `unmount: true` first unmounts what is mounted from the device, the deepest first. A mount that is in use stays.
    *
@@ -277,8 +281,8 @@ export class LoopDevice implements AsyncDisposable, Disposable {
   /**
    * {@link detach} with `lazy: true`, for process exit handlers. It does not wait for users of the device. It waits at
    * most 1 000 ms for the kernel and the file's filesystem; after that, what was written last counts as lost (warning
-   * `data-lost`). If another operation is running, or a call does not return, it returns `'deferred'`, and the device
-   * is detached when that has ended.
+   * `data-lost`). If another operation is running, or a system call does not return, it returns `'deferred'`, and the
+   * device is detached when that operation or call has ended.
    */
   detachSync(): DetachResult {
     return detachUnmountingSync(this.#handle)
@@ -310,7 +314,10 @@ export class LoopDevice implements AsyncDisposable, Disposable {
     return fromCaller(disposeUnmounting(this.#handle))
   }
 
-  /** As `Symbol.asyncDispose`, with {@link detachSync}: waits at most 1 000 ms for the kernel, and for nobody else. */
+  /**
+   * Does the same as `Symbol.asyncDispose`, with {@link detachSync}: waits at most 1 000 ms for the kernel, and not for
+   * other users of the device.
+   */
   [Symbol.dispose](): void {
     disposeUnmountingSync(this.#handle)
   }

@@ -1,10 +1,10 @@
 /**
- * The second use of LOOP_CHANGE_FD: the server with the image melts down, and the device goes on from a replica under
- * the program that reads from it. Run as root:
+ * Failover with LOOP_CHANGE_FD: the server with the image fails, and the device is switched to a replica while a program
+ * reads from it. Run as root:
  *
  *     node examples/failover/failover.js [rename|unmount]
  *
- * The argument says how the primary goes away: its image is renamed, or its filesystem unmounted (umount -l).
+ * The argument says how the primary goes away: its image is renamed, or its filesystem is unmounted (umount -l).
  */
 
 import { execFileSync } from 'node:child_process'

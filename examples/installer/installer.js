@@ -1,6 +1,6 @@
 /**
- * What LOOP_CHANGE_FD was made for: a program runs from an image on a CD, the image is moved to the hard disk under it,
- * and the CD is ejected while the program goes on. Run as root:
+ * The purpose of LOOP_CHANGE_FD: a program runs from an image on a CD, the image is moved to the hard disk, and the CD is
+ * ejected while the program goes on. Run as root:
  *
  *     node examples/installer/installer.js [squashfs|erofs|ext4|xfs]
  */

@@ -16,8 +16,8 @@ import type { Settings } from './configure.ts'
 /** The options of {@link attach}. `undefined` counts as left out. */
 export interface AttachOptions {
   /**
-   * Whether the device is read-only. Default false: a file that cannot be opened for writing is an error
-   * (`backing-not-writable`); the device never becomes read-only silently. If the file is given as a descriptor, the
+   * Whether the device is read-only. Default false: if the file cannot be opened for writing, rejects with
+   * `backing-not-writable`; the device never becomes read-only silently. If the file is given as a descriptor, the
    * default is the descriptor's own access mode.
    */
   readOnly?: boolean | undefined
@@ -26,13 +26,13 @@ export interface AttachOptions {
   /** How many bytes of the file the device shows at most. Default 0: up to the end of the file. */
   sizeLimit?: Bytes | undefined
   /**
-   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: the one for which the image's GPT
-   * was made, if it has a GPT. Default: the kernel chooses.
+   * Logical block size in bytes: a power of two from 512 to the page size. `'auto'`: the block size for which the
+   * image's GPT was made, if it has a GPT. Default: the kernel chooses.
    */
   blockSize?: number | 'auto' | undefined
   /**
-   * Bypasses the page cache of the backing file. If the kernel cannot, `true` is an error (`direct-io-unavailable`),
-   * and `'prefer'` uses buffered I/O. Default false.
+   * Bypasses the page cache of the backing file. If the kernel cannot do that, `true` rejects with
+   * `direct-io-unavailable`, and `'prefer'` uses buffered I/O. Default false.
    */
   directIO?: boolean | 'prefer' | undefined
   /**
@@ -61,18 +61,18 @@ export interface AttachOptions {
    */
   number?: number | undefined
   /**
-   * What to do if another device has some of the same bytes of the file attached, and one of the two can write.
-   * `'refuse'`, the default: rejects with `overlap`. `'allow'`: does not check. `'reuse'`: if a device is attached with
-   * the same file, offset, size limit and `readOnly` (and block size and number, if you give them), returns a handle of
-   * it with `owned: false`; any other overlap rejects with `overlap`.
+   * What to do if another device shows some of the same bytes of the file, and one of the two can write. `'refuse'`,
+   * the default: rejects with `overlap`. `'allow'`: does not check. `'reuse'`: if a device is attached with the same
+   * file, offset, size limit and `readOnly` (and block size and number, if you give them), returns a handle of it with
+   * `owned: false`; any other overlap rejects with `overlap`.
    */
   overlap?: 'refuse' | 'allow' | 'reuse' | undefined
   /** A tag of your own that the kernel keeps with the device (`lo_file_name`), at most 63 bytes. */
   reference?: string | undefined
   /**
-   * Attaches as a stack of two loop devices, for filesystems that a change of the backing file would shut down.
-   * `attach` returns the upper device, from which you mount ext4 or xfs; a change happens in the lower device. Needs
-   * `readOnly: true`. Default false.
+   * Attaches two loop devices, one on top of the other, for filesystems that a change of the backing file would shut
+   * down. `attach` returns the upper device, from which you mount ext4 or xfs; the file is changed in the lower device.
+   * Needs `readOnly: true`. Default false.
    */
   swappable?: boolean | undefined
   /**
@@ -80,11 +80,11 @@ export interface AttachOptions {
    * or `(await device.lock()).release()`. Default false.
    */
   lock?: boolean | undefined
-  /** When it is aborted, attach undoes what it had done and rejects with the signal's reason. */
+  /** When it is aborted, `attach` rejects with the signal's reason, and undoes what it had done. */
   signal?: AbortSignal | undefined
   /**
-   * Milliseconds for the whole call; 0: one try. Default 10 000. A system call that takes longer is left to its thread,
-   * which undoes it when it returns.
+   * Milliseconds for the whole call; 0: one try. Default 10 000. If a system call takes longer, its thread undoes it
+   * when it returns.
    */
   timeout?: number | undefined
 }

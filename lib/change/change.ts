@@ -29,8 +29,8 @@ export interface ChangeOptions extends Wait {
   /** Changes the file even under a mounted filesystem, which the kernel may then shut down (K2). Default false. */
   force?: boolean | undefined
   /**
-   * `'refuse'`, the default: rejects with `overlap` if a writable loop device has the new file attached, or, for
-   * `migrate`, if the file that would be replaced is attached or used as swap. `'allow'`: does not check.
+   * `'refuse'`, the default: rejects with `overlap` if a writable loop device has the new file, or, for `migrate`, if
+   * the file that would be replaced is attached or used as swap. `'allow'`: does not check.
    */
   overlap?: 'refuse' | 'allow' | undefined
   /** Called at least once before the switch. If it throws, the change is given up, and the call rejects. */

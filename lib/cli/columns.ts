@@ -68,11 +68,11 @@ const right = true
 /** In the order of the help. */
 const COLUMNS: readonly Column[] = [
   member('NAME', 'the device', 'path', String, ({ path }) => path),
-  member('MAJ:MIN', 'its number to the kernel', 'device', String, ({ device }) => device),
-  { ...member('DISKSEQ', 'its disk sequence number, which each attach changes', 'diskSeq', String), right },
-  { ...member('SIZE', 'how large it is', 'size', size, (partition) => partition.size), right },
-  { ...member('OFFSET', 'where in the file it begins', 'offset', offset, ({ start }) => start), right },
-  { ...member('SIZELIMIT', 'how much of the file it shows at most; 0: all', 'sizeLimit', offset), right },
+  member('MAJ:MIN', 'its major and minor number', 'device', String, ({ device }) => device),
+  { ...member('DISKSEQ', 'its disk sequence number, which changes at each attach', 'diskSeq', String), right },
+  { ...member('SIZE', 'its size', 'size', size, (partition) => partition.size), right },
+  { ...member('OFFSET', 'the byte of the file at which it begins', 'offset', offset, ({ start }) => start), right },
+  { ...member('SIZELIMIT', 'how many bytes of the file it shows at most; 0: all', 'sizeLimit', offset), right },
   { ...member('LOG-SEC', 'its logical block size', 'blockSize', offset), right },
   {
     title: 'FLAGS',
@@ -85,17 +85,19 @@ const COLUMNS: readonly Column[] = [
     },
   },
   member('RO', '1: read-only', 'readOnly', flag, ({ readOnly }) => readOnly),
-  member('AUTOCLEAR', '1: it is detached when its last user closes it', 'autoclear', flag),
+  member('AUTOCLEAR', '1: the kernel detaches it when its last user closes it', 'autoclear', flag),
   member('PARTSCAN', '1: the kernel looks for partitions', 'partscan', flag),
   member('DIO', '1: direct I/O', 'directIO', flag),
   {
     title: 'BACK-FILE',
-    about: 'the backing file; of a device on top of another, the file below too',
+    about: 'the backing file; for a device on top of another one, also the file below',
     cell: ({ info, all }) => (info === undefined ? '-' : fileOf(info) + fileBelow(info, all)),
     members: ({ info }) => ({ backingFile: info?.backingFile ?? null, backingDeleted: info?.backingDeleted ?? false }),
   },
-  asked('REF', 'the reference: a tag of whoever attached it', 'reference', ({ fileName }) => fileName),
-  asked('BACK-MAJ:MIN', 'the filesystem of the file', 'backingDevice', ({ device }) => formatDevice(device)),
+  asked('REF', 'the reference, a tag given at the attach', 'reference', ({ fileName }) => fileName),
+  asked('BACK-MAJ:MIN', 'the device number of the filesystem that has the file', 'backingDevice', ({ device }) =>
+    formatDevice(device),
+  ),
   asked('BACK-INO', 'the inode of the file', 'backingInode', ({ inode }) => String(inode)),
 ]
 
@@ -117,7 +119,7 @@ export function parseColumns(text: string = USUAL.join(',')): Column[] {
 /** For the help: each column, and what it shows. */
 export const COLUMNS_HELP: readonly (readonly [string, string])[] = COLUMNS.map(({ title, about, isAsked }) => [
   title,
-  isAsked ? `${about} (the device is opened for it, which needs privileges)` : about,
+  isAsked ? `${about} (this opens the device, which needs privileges)` : about,
 ])
 
 function flagsOf(of: Partial<Pick<LoopInfo, 'readOnly' | 'autoclear' | 'partscan' | 'directIO'>> | undefined): string {

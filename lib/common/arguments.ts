@@ -6,7 +6,10 @@ import { LO_NAME_MAX, LOOP_NUMBER_MAX } from '../kernel/uapi.ts'
 /** Bytes: 0 to Number.MAX_SAFE_INTEGER; anything else is a RangeError. */
 export type Bytes = number | bigint
 
-/** The path of an image, a file URL, a descriptor, or an object with one (a FileHandle). A descriptor stays yours. */
+/**
+ * The path of an image, a file URL, a descriptor, or an object with `fd` (a FileHandle). loopctl never closes a
+ * descriptor that you give.
+ */
 export type BackingFile = string | Buffer | URL | number | { readonly fd: number }
 
 type Code = 'ERR_INVALID_ARG_TYPE' | 'ERR_INVALID_ARG_VALUE' | 'ERR_OUT_OF_RANGE'

@@ -6,9 +6,9 @@ import { checkOptions, checkSignal, checkTimeout } from './arguments.ts'
 
 /** How long a call may take: options of every function that asks the kernel. */
 export interface Wait {
-  /** When it is aborted, the call undoes what it had done and rejects with the signal's reason. */
+  /** When it is aborted, the call rejects with the signal's reason, and undoes what it had done. */
   signal?: AbortSignal | undefined
-  /** Milliseconds for the whole call; 0: one try, without waiting. */
+  /** Milliseconds for the whole call; 0: one try, without waiting for other users. */
   timeout?: number | undefined
 }
 

@@ -13,12 +13,12 @@ import { countUnderWay } from './under-way.ts'
 
 export interface DetachOptions extends Wait {
   /**
-   * If the device is in use, leaves it to the kernel, which detaches it when its last user closes it. Default false.
+   * If the device is in use, the kernel detaches it when its last user closes it. Default false: rejects with `in-use`.
    */
   lazy?: boolean | undefined
   /**
-   * Detaches although what was written last cannot be flushed, because the server of the file is dead; there is then a
-   * warning `data-lost`. Default false: rejects with `io`.
+   * Detaches even if the last writes cannot be flushed because the server of the file is dead; there is then a warning
+   * `data-lost`. Default false: rejects with `io`.
    */
   force?: boolean | undefined
   /** Milliseconds to wait for users that may finish by themselves, such as udev; 0: one try. Default 4 000. */

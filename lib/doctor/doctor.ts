@@ -47,7 +47,8 @@ export interface DoctorReport {
 
 /**
  * Checks everything that attaching needs, and attaches a small temporary file. Never rejects; on systems other than
- * Linux the report says so. It removes again what it made. If the loop driver is a module, this loads it, as attach() does.
+ * Linux the report says that it is not Linux. It removes everything that it made. If the loop driver is a module, this
+ * loads it, as attach() does.
  *
  * @example
  * ```ts

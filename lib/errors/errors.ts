@@ -11,7 +11,7 @@ import type { Holder } from './holders.ts'
 
 /**
  * Why an operation failed. Programs can rely on the reasons; messages may improve. One errno can have many reasons
- * (EINVAL from LOOP_CHANGE_FD can mean six things), and one reason can come with several codes.
+ * (EINVAL from LOOP_CONFIGURE has eight causes), and one reason can come with several codes.
  */
 export type LoopErrorReason =
   | 'permission'

@@ -7,8 +7,8 @@ export type Holder = { device: string } & (
       mountPoint: string
       fsType: string
       /**
-       * Only if it is mounted in another mount namespace, such as a container's: a process of that namespace (the first
-       * one of a container). `mountPoint` is a path in that namespace.
+       * Only for a mount in another mount namespace, such as a container's: a process in that namespace (for a
+       * container, its first process). `mountPoint` is then a path in that namespace.
        */
       pid?: number
       command?: string
@@ -17,11 +17,11 @@ export type Holder = { device: string } & (
   | { kind: 'device-mapper' | 'md' | 'block'; name: string; path: string }
   | { kind: 'loop'; number: number; path: string }
   | {
-      /** A process that has the device open; also another handle of this process. */
+      /** A process that has the device open. It can be this process, with another handle. */
       kind: 'process'
       pid: number
       command: string
-      /** The descriptors, where the process is this one: such as the `fd` of another handle. */
+      /** Only for this process: its descriptors of the device, such as the `fd` of another handle. */
       descriptors?: number[]
       /** The process uses files of a filesystem of the device that was unmounted lazily (`umount -l`). */
       unmounted?: true

@@ -8,21 +8,23 @@ export type TraceMessage =
       type: 'call'
       /** The ioctl (`LOOP_CONFIGURE`), or the call of the addon, which is named after its system call. */
       call: string
-      /** Numbers as they are; paths as text, structs as objects; of other data how many bytes there are. */
+      /** Paths as text, structs as objects; for other data, the number of bytes. */
       arguments: readonly unknown[]
-      /** The kernel's value, or the negative errno. Of a file that was read: how many bytes or entries there were. */
+      /**
+       * The kernel's value, or the negative errno. For a file or folder that was read, the number of bytes or entries.
+       */
       answer: number
       /** The errno's name: `EBUSY`. */
       code?: string
       /**
-       * In the kernel alone for a call that is one of several in one hop to a thread, and for one that is made at once; the
-       * hop included for a call that has a hop of its own.
+       * The time in the kernel, for a call that is made at once or is one of several in one hop to a thread. For a call
+       * that is alone in its hop, the time of the hop is included.
        */
       microseconds: number
     }
   | {
       type: 'decision'
-      /** In words, which may change from version to version. */
+      /** The decision in words, which can change with every version. */
       text: string
     }
 

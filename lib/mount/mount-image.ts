@@ -29,15 +29,15 @@ import {
   readTable,
 } from './source.ts'
 
-/** The options of {@link attach} and of `device.mount()`. `partition` attaches that part of the image alone. */
+/** The options of {@link attach} and of `device.mount()`. `partition` attaches only that part of the image. */
 export type MountImageOptions = AttachOptions & MountOptions
 
 const NAMES = [...new Set([...OPTION_NAMES, ...MOUNT_OPTION_NAMES])]
 
 /**
  * Attaches an image, or a `partition` of it, and mounts it on the folder `target`. Without a folder, or with null, the
- * mount is private, as with `device.mount(null)`. The device is detached with the unmount: by `mount.unmount()`, `await
- * using` or umount(8); for a private mount also when the process ends. If a step fails, the steps before it are undone.
+ * mount is private, as with `device.mount(null)`. Every unmount also detaches the device: `mount.unmount()`, `await
+ * using`, umount(8), and for a private mount the end of the process. If a step fails, the steps before it are undone.
  *
  * Without `partition`, mounts the filesystem at the beginning of the image. If there is a partition table instead,
  * mounts the one partition that has a known filesystem. A filesystem that cannot be written is attached read-only.

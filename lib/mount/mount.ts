@@ -24,8 +24,8 @@ const PROBE = files.O_RDONLY | files.O_EXCL
 
 export interface UnmountOptions extends Wait {
   /**
-   * If files of the mount are open, removes it from the tree; the kernel unmounts it when they are closed. Default
-   * false.
+   * If files of the mount are open, removes the mount from the directory tree; the kernel unmounts when they are
+   * closed. Default false: rejects with `in-use`.
    */
   lazy?: boolean | undefined
 }
@@ -54,7 +54,7 @@ export function mountsOf(handle: Handle): Mount[] {
 
 /**
  * A mounted filesystem, made by `device.mount()` or by `mountImage()`. If `mountImage()` made it, unmounting it also
- * detaches the device. `await using` unmounts it, lazily if files of it are open.
+ * detaches the device. `await using` unmounts it, lazily if its files are open.
  */
 export class Mount implements AsyncDisposable, Disposable {
   /** The folder with its files: the target, or `/proc/PID/fd/N` for a private mount. */
@@ -116,7 +116,7 @@ export class Mount implements AsyncDisposable, Disposable {
    * Unmounts the filesystem. If `mountImage()` made the mount, also detaches the device. If files of the mount are
    * open, rejects with `in-use` and the holders; with `lazy: true` the kernel unmounts when they are closed, and the
    * call resolves to `'deferred'`. For a private mount, only this process and the processes that it started are
-   * checked; if others use its files, the call resolves to `'deferred'` too.
+   * checked; if other processes use its files, the call resolves to `'deferred'` too.
    *
    * Calls umount2(2), or close(2) for a private mount. `timeout` is 10 000 ms by default.
    *
@@ -148,7 +148,7 @@ export class Mount implements AsyncDisposable, Disposable {
   }
 
   /**
-   * {@link unmount} for process exit handlers, synchronous and without waiting.
+   * {@link unmount} for process exit handlers: synchronous, without waiting.
    *
    * @throws LoopError `in-use`, `not-mounted`, `permission`
    */
@@ -180,7 +180,7 @@ export class Mount implements AsyncDisposable, Disposable {
     }
   }
 
-  /** As `Symbol.asyncDispose`, synchronous. */
+  /** Does the same as `Symbol.asyncDispose`, synchronously. */
   [Symbol.dispose](): void {
     if (this.#isOver) return
     try {

@@ -28,7 +28,7 @@ import { findLoopAt } from './mounted.ts'
 
 export interface FindOptions extends Wait {
   /**
-   * Also returns devices that may be the ones you look for, but cannot be asked; `LoopInfo.unconfirmed` says why.
+   * Also returns devices that may be the ones you look for, but could not be asked; `LoopInfo.unconfirmed` says why.
    * Default false: such devices are left out, and find() rejects if it found nothing else.
    */
   unconfirmed?: boolean | undefined
@@ -38,11 +38,11 @@ export interface FindOptions extends Wait {
 
 /**
  * Returns the devices that are attached to the file `what`, or that have the tag `reference`, or the device that is
- * mounted, itself or one of its partitions, on the folder `mountPoint`.
+ * mounted, as a whole or with one of its partitions, on the folder `mountPoint`.
  *
- * A file is recognised by its device and inode, and a block device by its number, whichever node it was attached
- * through: LOOP_GET_STATUS64. Paths are not compared, because a path in another mount namespace can be another file
- * here.
+ * `find` recognises a file by its device and inode, and a block device by its number, whichever node was attached
+ * (LOOP_GET_STATUS64). Paths are not compared, because a path in another mount namespace can be another file here.
+ * `find` needs the privileges to open devices.
  *
  * @example
  * ```ts

@@ -28,7 +28,7 @@ export interface LoopInfo {
    * is free, or if the path has more than 4094 bytes, which sysfs cannot show.
    */
   backingFile: string | null
-  /** Whether the file was deleted: the kernel shows ` (deleted)`, and no file has that whole name. */
+  /** Whether the file was deleted: the kernel shows ` (deleted)` after the path, and no file has that whole name. */
   backingDeleted: boolean
   /** Bytes. */
   offset: number

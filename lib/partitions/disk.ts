@@ -36,7 +36,10 @@ export interface PartitionTable {
   blockSize: number
   /** GPT: the disk's GUID, upper case. MBR: `0x1a2b3c4d`. */
   diskId: string
-  /** Ordered by number. Overlapping ones are all here. Those beyond the end are cut, or left out with a warning. */
+  /**
+   * Ordered by number. Overlapping partitions are included. Those that reach beyond the end of the image are cut, or
+   * left out with a warning.
+   */
   partitions: TablePartition[]
   /** What is odd about the table, although it could be read. */
   warnings: Warning[]

@@ -36,8 +36,8 @@ export interface Partition extends KnownPartition {
 export interface RescanOptions extends Wait {
   /**
    * `'kernel'`: BLKRRPART, with the kernel's own parsers. `'user'`: loopctl reads the table (GPT or MBR) and adds the
-   * partitions with BLKPG. Default: whichever works; only BLKPG if the device has no partition scan
-   * (`LO_FLAGS_PARTSCAN`).
+   * partitions with BLKPG. Default: BLKRRPART; but BLKPG if a partition is mounted, the kernel has no parser for the
+   * table, or the device has no `LO_FLAGS_PARTSCAN`.
    */
   mode?: 'kernel' | 'user' | undefined
 }
