@@ -91,20 +91,25 @@ async function tryAll(attempt: Attempt): Promise<void> {
     if (LoopError.is(error, 'direct-io-unavailable')) observeFeature('directIO', false)
     if (LoopError.is(error, 'timeout')) return
   }
-  for (const [name, image] of [
-    ['mbr', mbr()],
-    ['gpt', gpt()],
-  ] as const) {
-    try {
-      await attached(attempt, image, { partscan: true, overlap: 'allow' }, async ({ number }) => {
-        const isFound = sysfs.isMounted() ? sysfs.partitionExists(number, 1) : isPartitionListed(number, 1)
+  const tryPartitions = (image: Buffer, partscan: 'kernel' | 'user', look: (isFound: boolean | undefined) => void) =>
+    attached(attempt, image, { partscan, overlap: 'allow' }, async ({ number }) => {
+      const isFound = sysfs.isMounted() ? sysfs.partitionExists(number, 1) : isPartitionListed(number, 1)
+      look(isFound)
+      if (isFound) trial.partitionNode = await tryPartitionNode(number)
+    })
+  try {
+    for (const [name, image] of [
+      ['mbr', mbr()],
+      ['gpt', gpt()],
+    ] as const) {
+      await tryPartitions(image, 'kernel', (isFound) => {
         if (isFound !== undefined) observeFeature(name, isFound)
-        if (isFound) trial.partitionNode = await tryPartitionNode(number)
       })
-    } catch (error) {
-      // Not known then
-      if (LoopError.is(error, 'timeout')) return
     }
+    // Without a parser the nodes are those of partitions that loopctl adds.
+    if (trial.partitionNode === undefined) await tryPartitions(gpt(), 'user', () => {})
+  } catch {
+    // Not known then
   }
 }
 

@@ -28,7 +28,7 @@ async function buildProgram(folder: string): Promise<string> {
     plugins: [
       {
         name: 'built',
-        setup: ({ onResolve }) => onResolve({ filter: /lib\/index\.ts$/ }, () => ({ path: DIST, external: true })),
+        setup: (bundle) => bundle.onResolve({ filter: /lib\/index\.ts$/ }, () => ({ path: DIST, external: true })),
       },
     ],
   })

@@ -115,7 +115,7 @@ describe('as root', { retry: 3 }, () => {
     ] as const) {
       const file = image(`${name}.img`)
       execFileSync('sfdisk', ['--quiet', file], { input: `label: ${label}\n,,\n` })
-      await using partitioned = await attach(file, { partscan: true })
+      await using partitioned = await attach(file, { partscan: 'kernel' })
       const isFound = existsSync(`/sys/block/loop${partitioned.number}/loop${partitioned.number}p1`)
       expect(features[name], name).toBe(isFound)
       expect(checks.find((one) => one.name === `${name.toUpperCase()} partitions`)?.status).toBe(
