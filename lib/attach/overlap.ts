@@ -150,12 +150,18 @@ function endOf({ offset, sizeLimit }: Claim): bigint {
 }
 
 export function overlapError(ioctl: string, path: string, backing: BackingIdentity, other: Found): LoopError {
-  const bytes = other.sizeLimit === 0n ? `from byte ${other.offset} on` : `bytes ${other.offset} to ${endOf(other)}`
+  const end = other.sizeLimit === 0n ? '' : ` to ${endOf(other)}`
+  const bytes = other.offset === 0n && end === '' ? '' : `, from byte ${other.offset}${end}`
   const access = other.readOnly ? 'read-only' : 'for writing'
-  return refusal('overlap', 'ioctl', `${bytes}, the file is attached ${access} to ${devicePath(other.number)}`, {
-    ioctl,
-    path,
-    backingFile: backing.path,
-    hint: "detach that one first, share it with overlap: 'reuse', attach both read-only, or allow it with overlap: 'allow'",
-  })
+  return refusal(
+    'overlap',
+    'ioctl',
+    `${backing.path} is attached ${access} to ${devicePath(other.number)} already${bytes}`,
+    {
+      ioctl,
+      path,
+      backingFile: backing.path,
+      hint: "detach that one first, share it with overlap: 'reuse', attach both read-only, or allow it with overlap: 'allow'",
+    },
+  )
 }

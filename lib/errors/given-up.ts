@@ -15,9 +15,10 @@ export function explainGivenUp(error: unknown, path?: string): unknown {
   if (!(error instanceof GivenUp)) return error
   if (error.isAborted) return error.cause
   const who = nameOf(error.asked) ?? path
-  const detail = `${who ?? 'the kernel'} did not answer in time`
+  const detail = who === undefined ? 'the kernel did not answer in time' : 'did not answer in time'
+  const syscall = typeof error.asked === 'string' ? 'open' : 'ioctl'
   const more = error.isUndone ? 'what was begun is undone when it answers' : 'look at the status when it answers'
-  return refusal('timeout', 'ioctl', error.isUndone ? detail : `${detail}, and what came of it is not known`, {
+  return refusal('timeout', syscall, error.isUndone ? detail : `${detail}, and what came of it is not known`, {
     path: who,
     hint: `see whether the server of its filesystem is still there; ${more}`,
     cause: error,

@@ -111,9 +111,10 @@ export class Attachment {
       (diskSeq === undefined || this.#diskSeq === undefined || diskSeq === this.#diskSeq) &&
       (backing === undefined || backing === own)
     if (same) return
-    throw refusal('replaced', 'open', `${describeRef(this.#diskSeq, own)}, not ${describeRef(diskSeq, backing)}`, {
+    const now = `${describeRef(this.#diskSeq, own)}, not ${describeRef(diskSeq, backing)}`
+    throw refusal('replaced', 'open', `it was detached, or attached anew, since the reference was made (${now})`, {
       path: devicePath(this.number),
-      hint: 'the attachment that the reference names is gone',
+      hint: 'find the device of the file anew, or attach the file',
     })
   }
 
