@@ -5,6 +5,7 @@ import { readFileSync, statSync } from '../kernel/files.ts'
 import { numberOfNodeSync } from '../kernel/devnode.ts'
 import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import { shellWord } from './text.ts'
+import { translateArgument } from './words.ts'
 
 /** The command was called in a way that it does not know. */
 export class UsageError extends Error {
@@ -148,7 +149,7 @@ export function parsePartition(text: string): PartitionRef {
     if (name !== undefined) return checkPartitionRef({ [name.toLowerCase()]: value })
     return checkPartitionRef(/^\d+$/.test(text) ? Number(text) : { label: text })
   } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : String(error))
+    throw new InvalidArgumentError(error instanceof Error ? `${translateArgument(error.message)}.` : String(error))
   }
 }
 

@@ -271,7 +271,7 @@ describe('usage', () => {
     ['run without a command', ['run', '/a'], "missing required argument 'command'"],
     ['run with options of the command before --', ['run', '/a', 'ls', '-l'], "unknown option '-l'"],
     ['detach of nothing', ['detach'], 'name devices, or a file with --file'],
-    ['detach of devices and a file', ['detach', '7', '--file', '/a'], 'name devices, or a file with --file'],
+    ['detach of devices and a file', ['detach', '7', '--file', '/a'], 'name devices or a file with --file, not both'],
     ['detach with a timeout that is no number', ['detach', '7', '--timeout', 'soon'], 'A whole number is wanted'],
     ['status without a device', ['status'], "missing required argument 'device'"],
     ['a device that is none', ['status', 'sda'], 'A device is 7, loop7, /dev/loop7 or the path of a link to it.'],
@@ -517,7 +517,7 @@ describe('attach', () => {
     using output = pipe(folder)
     output.closeReader()
     const plain = await start(['attach', file], { stdio: ['ignore', output.writer, 'pipe'] }).ended
-    expect(failed(plain).message).toBe('write EPIPE')
+    expect(failed(plain).message).toBe('EPIPE: write stdout: nobody reads it any more')
     await eventually(() => attachedTo(file)).toEqual([])
     const { status, stderr } = await start(['attach', '--json', file], { stdio: ['ignore', output.writer, 'pipe'] })
       .ended
