@@ -14,7 +14,7 @@ import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
 import { fileOf } from './columns.ts'
 import { findAttached } from './listing.ts'
-import { fileArgument, UsageError } from './parse.ts'
+import { fileArgument, HOW_TO_RUN, UsageError } from './parse.ts'
 import { withProgress } from './progress.ts'
 import { closing } from './closing.ts'
 import { describeStatus } from './status.ts'
@@ -71,6 +71,7 @@ type RunFlags = AttachFlags & { mount?: true | string; options?: string }
 
 export async function runAction(file: string, words: string[], flags: RunFlags): Promise<void> {
   const { mount, options, ...rest } = flags
+  if (!process.argv.includes('--')) throw new UsageError("missing '--' before the command", HOW_TO_RUN)
   if (mount === undefined && options !== undefined) throw new UsageError('--options goes with --mount')
   // Loaded only here: node:child_process takes its time.
   const [{ runWithDevice }, { endAs }] = await Promise.all([import('./run.ts'), import('./child.ts')])

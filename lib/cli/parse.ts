@@ -22,6 +22,9 @@ export class UsageError extends Error {
 /** Options whose value is optional, and is one only after `=`: commander would take the next word for it. */
 const OPTIONAL_VALUES = new Set(['--direct-io', '--partscan', '--mount'])
 
+/** Without `--`, options of the command of `run` would be taken for those of loopctl. */
+export const HOW_TO_RUN = 'write -- before the command: loopctl run FILE -- COMMAND...'
+
 /** What is for this command: the words up to `--`. */
 export function ownWords(words: string[]): string[] {
   const end = words.indexOf('--')

@@ -5,7 +5,7 @@ import type { Wait } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
 import { errnoDescription, LoopError } from '../errors/errors.ts'
 import { translate, translateArgument, translateHint, translateMember } from './words.ts'
-import { UsageError } from './parse.ts'
+import { HOW_TO_RUN, UsageError } from './parse.ts'
 import { printable, toJson } from './text.ts'
 
 export const EXIT_FAILED = 1
@@ -153,6 +153,7 @@ export function report(thrown: unknown, json: boolean): number {
   return isWrongArgument(error) ? EXIT_USAGE : EXIT_FAILED
 }
 
+const MISSING = /^option '[^']*?(--[\w-]+)[^']*' argument missing$/
 const OF_OPTION = /^option '[^']*?(--[\w-]+)[^']*' argument (.*) is invalid\. (.*)$/s
 const OF_ARGUMENT = /^command-argument value (.*) is (invalid) for argument '[^']*'(\. .*)$/s
 
@@ -164,8 +165,10 @@ function usageErrorOf({ code, message }: CommanderError): UsageError {
   if (suggestion !== undefined) return new UsageError(problem, `did you mean ${suggestion}?`)
   const isUnknown = COMMAND === undefined || COMMAND.startsWith('-') || code === 'commander.unknownCommand'
   const text = problem
+    .replace(MISSING, 'argument of $1 is missing')
     .replace(OF_OPTION, 'argument $2 of $1 is invalid. $3')
     .replace(OF_ARGUMENT, 'argument $1 is $2$3')
+  if (COMMAND === 'run' && !process.argv.includes('--')) return new UsageError(text, HOW_TO_RUN)
   return new UsageError(text, `loopctl ${isUnknown ? '' : `${COMMAND} `}--help shows how it is used`)
 }
 

@@ -60,6 +60,18 @@ describe('a wrong usage', () => {
     ],
     [['set', '7'], 'loopctl: there is nothing to set\nhint: loopctl set --help shows what can be set\n'],
     [['run', '/a', '--options', 'noatime', '--', 'true'], 'loopctl: --options goes with --mount\n'],
+    [
+      ['run', '/a', 'ls', '-r'],
+      "loopctl: missing '--' before the command\nhint: write -- before the command: loopctl run FILE -- COMMAND...\n",
+    ],
+    [
+      ['run', '/a', 'ls', '-l'],
+      "loopctl: unknown option '-l'\nhint: write -- before the command: loopctl run FILE -- COMMAND...\n",
+    ],
+    [
+      ['set', '7', '--autoclear'],
+      'loopctl: argument of --autoclear is missing\nhint: loopctl set --help shows how it is used\n',
+    ],
     [['help', 'lst'], "loopctl: unknown command 'lst'\nhint: did you mean list?\n"],
     [['lst', '--help'], "loopctl: unknown command 'lst'\nhint: did you mean list?\n"],
     [['detach'], 'loopctl: name devices, or a file with --file\n'],

@@ -293,7 +293,7 @@ describe('usage', () => {
     ['set of nothing', ['set', '7'], 'there is nothing to set'],
     ['set of nothing, as JSON', ['set', '7', '--json'], 'there is nothing to set'],
     ['a switch that is neither on nor off', ['set', '7', '--direct-io', 'maybe'], 'It is on or off'],
-    ['a switch without a value', ['set', '7', '--autoclear'], 'argument missing'],
+    ['a switch without a value', ['set', '7', '--autoclear'], 'argument of --autoclear is missing'],
   ]
   for (const [what, words, message] of wrong) {
     test(`${what}: exit 2, nothing on stdout`, async () => {
