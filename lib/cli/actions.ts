@@ -13,9 +13,8 @@ import { find } from '../observe/find.ts'
 import { list, type LoopInfo } from '../observe/list.ts'
 import { watch } from '../observe/watch.ts'
 import { fileOf } from './columns.ts'
-import { translateHint } from './hints.ts'
 import { findAttached } from './listing.ts'
-import { fileArgument, UsageError } from './parse.ts'
+import { fileArgument, HOW_TO_RUN, UsageError } from './parse.ts'
 import { withProgress } from './progress.ts'
 import { closing } from './closing.ts'
 import { describeStatus } from './status.ts'
@@ -25,15 +24,15 @@ import {
   Exit,
   EXIT_FAILED,
   interruptible,
-  isBrokenPipe,
+  isForPeople,
   note,
   print,
   printJson,
   printWarnings,
   report,
-  warn,
 } from './terminal.ts'
-import { printable } from './text.ts'
+import { humanSize, printable } from './text.ts'
+import { translate, translateHint } from './words.ts'
 
 export { addAction, freeAction, removeAction } from './control-actions.ts'
 export { createAction, mountAction, umountAction } from './mount-actions.ts'
@@ -54,7 +53,7 @@ export async function attachAction(file: string, flags: AttachFlags): Promise<vo
     const left = boundOf(flags.timeout, signal)
     const device = await attach(fileArgument(file), { ...attachOptions(flags), ...left() })
     try {
-      if (!flags.json) printWarnings(device.warnings)
+      printWarnings(device.warnings, flags.json)
       // Released it will have no autoclear any more.
       await (flags.json ? printJson({ ...(await device.status(left())), autoclear: false }) : print(`${device.path}\n`))
       signal.throwIfAborted()
@@ -72,12 +71,13 @@ type RunFlags = AttachFlags & { mount?: true | string; options?: string }
 
 export async function runAction(file: string, words: string[], flags: RunFlags): Promise<void> {
   const { mount, options, ...rest } = flags
+  if (!process.argv.includes('--')) throw new UsageError("missing '--' before the command", HOW_TO_RUN)
   if (mount === undefined && options !== undefined) throw new UsageError('--options goes with --mount')
   // Loaded only here: node:child_process takes its time.
   const [{ runWithDevice }, { endAs }] = await Promise.all([import('./run.ts'), import('./child.ts')])
   const target = mount === undefined ? undefined : mount === true ? null : mount
   const { timeout } = rest
-  endAs(await runWithDevice(file, { ...attachOptions(rest), timeout }, words, target, { options }))
+  endAs(await runWithDevice(file, { ...attachOptions(rest), timeout }, words, target, { options }, rest.json))
 }
 
 interface DetachFlags extends Common {
@@ -90,7 +90,8 @@ export async function detachAction(
   numbers: number[] = [],
   { json, file, timeout, ...options }: DetachFlags,
 ): Promise<void> {
-  if ((numbers.length === 0) === (file === undefined)) throw new UsageError('name devices, or a file with --file')
+  if (numbers.length === 0 && file === undefined) throw new UsageError('name devices, or a file with --file')
+  if (numbers.length > 0 && file !== undefined) throw new UsageError('name devices or a file with --file, not both')
   await interruptible(async (signal) => {
     const refs: readonly DeviceRef[] =
       file === undefined ? numbers : await findTopmost(file, boundOf(timeout, signal), json)
@@ -110,9 +111,9 @@ export async function detachAction(
         const unmounted: string[] = []
         const onUnmount = (path: string) => {
           unmounted.push(path)
-          if (!json) warn(`unmounted ${path}`)
+          if (!json) note(`unmounted ${path}`, json)
         }
-        const result = await closing(device, () => device.detach({ ...options, onUnmount, ...left() }))
+        const result = await closing(device, json, () => device.detach({ ...options, onUnmount, ...left() }))
         results.push({ number: device.number, path: device.path, result, ...(options.unmount && { unmounted }) })
         // Of one that was named, the answer is a word.
         if (!json) await print(numbers.length === 1 ? `${result}\n` : `${device.path}: ${result}\n`)
@@ -142,10 +143,8 @@ export async function statusAction(number: number, { json, timeout }: Common): P
   await interruptible(async (signal) => {
     const left = boundOf(timeout, signal)
     const device = await open(number, left())
-    const status = await closing(device, () => device.status(left()))
-    if (json) return printJson(status)
-    printWarnings(status.warnings)
-    return print(describeStatus(status))
+    const status = await closing(device, json, () => device.status(left()))
+    return json ? printJson(status) : print(describeStatus(status))
   })
 }
 
@@ -161,7 +160,7 @@ export async function changeAction(
 ): Promise<void> {
   await interruptible(async (signal) => {
     const device = await open(number, { signal })
-    await closing(device, async () => {
+    await closing(device, json, async () => {
       await withProgress((onProgress) =>
         device.changeBackingFile(fileArgument(file), { ...options, signal, onProgress }),
       )
@@ -183,7 +182,7 @@ export async function migrateAction(
 ): Promise<void> {
   await interruptible(async (signal) => {
     const device = await open(number, { signal })
-    await closing(device, async () => {
+    await closing(device, json, async () => {
       const result = await withProgress((onProgress) => device.migrate(destination, { ...options, signal, onProgress }))
       if (json) await printJson(result)
     })
@@ -199,7 +198,7 @@ export async function resizeAction(
   await interruptible(async (signal) => {
     const left = boundOf(timeout, signal)
     const device = await open(number, left())
-    const size = await closing(device, () =>
+    const size = await closing(device, json, () =>
       wanted === undefined ? device.refreshCapacity(left()) : device.grow(wanted, { partition, ...left() }),
     )
     await (json ? printJson({ number: device.number, path: device.path, size }) : print(`${size}\n`))
@@ -226,7 +225,7 @@ export async function setAction(number: number, flags: SetFlags): Promise<void> 
   await interruptible(async (signal) => {
     const left = boundOf(timeout, signal)
     const device = await open(number, left())
-    await closing(device, async () => {
+    await closing(device, json, async () => {
       if (changesStatus) await device.setStatus(change, { overlap, ...left() })
       if (blockSize !== undefined) await device.setBlockSize(blockSize, left())
       if (directIo !== undefined) await device.setDirectIO(directIo, left())
@@ -238,18 +237,16 @@ export async function setAction(number: number, flags: SetFlags): Promise<void> 
 /** Ends with the reader too: it sees that at the next event. */
 export async function watchAction({ json }: Pick<Common, 'json'>): Promise<void> {
   await interruptible(async (signal) => {
-    try {
-      for await (const event of watch({ signal })) await (json ? printJson(event) : print(eventLine(event)))
-    } catch (error) {
-      if (!isBrokenPipe(error)) throw error
-    }
+    const people = isForPeople(undefined)
+    for await (const event of watch({ signal })) await (json ? printJson(event) : print(eventLine(event, people)))
   })
 }
 
-function eventLine(event: LoopEvent): string {
+function eventLine(event: LoopEvent, people: boolean): string {
   if (event.type === 'resync') return `resync  ${event.cause}  ${event.devices.length} devices\n`
   const words = [event.type.padEnd('attach'.length), `/dev/loop${event.number}`]
-  if (event.type !== 'remove') words.push(`${event.info.size}`, fileOf(event.info))
+  if (event.type !== 'remove')
+    words.push(people ? humanSize(event.info.size) : String(event.info.size), fileOf(event.info))
   return `${words.join('  ')}\n`
 }
 
@@ -269,7 +266,7 @@ const MARKS = { ok: ['green', '✓'], warning: ['yellow', '!'], failure: ['red',
 function doctorTable({ checks, canAttach }: DoctorReport): string {
   const width = Math.max(...checks.map(({ name }) => name.length))
   const lines = checks.flatMap(({ name, status, message, remedy }) => [
-    `${mark(status)} ${name.padEnd(width)}  ${printable(translateHint(message))}`,
+    `${mark(status)} ${name.padEnd(width)}  ${printable(translate(message))}`,
     remedy === undefined ? [] : `  ${' '.repeat(width)}  -> ${printable(translateHint(remedy))}`,
   ])
   return `${[...lines.flat(), '', `attaching ${canAttach ? 'works' : 'does not work'}`].join('\n')}\n`

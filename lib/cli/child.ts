@@ -2,9 +2,10 @@
 
 import { spawn } from 'node:child_process'
 import { constants } from 'node:os'
+import { errnoDescription } from '../errors/errors.ts'
 import { leaveTerminal } from '../kernel/process.ts'
 import { isFromKernel, isSessionLeader, noteSender } from '../kernel/signals.ts'
-import { warn } from './terminal.ts'
+import { report } from './terminal.ts'
 
 /** How a command ended. */
 export interface Ended {
@@ -16,7 +17,11 @@ export interface Ended {
 const PASSED_ON = ['SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const
 
 /** Resolves when the command has ended. Never looks at process.stdin, which would change the command's. */
-export function runCommand([program = '', ...words]: string[], added: NodeJS.ProcessEnv): Promise<Ended> {
+export function runCommand(
+  [program = '', ...words]: string[],
+  added: NodeJS.ProcessEnv,
+  json: true | undefined,
+): Promise<Ended> {
   return new Promise((resolve) => {
     // Before the command exists: a signal that comes first must not end this process alone.
     const early: NodeJS.Signals[] = []
@@ -34,13 +39,19 @@ export function runCommand([program = '', ...words]: string[], added: NodeJS.Pro
     }
     const child = spawn(program, words, { stdio: 'inherit', env: { ...process.env, ...added } })
     child.once('error', (error: NodeJS.ErrnoException) => {
-      warn(`${program}: ${error.message}`)
+      report(cannotStart(program, error), json === true)
       end(error.code === 'ENOENT' ? 127 : 126)
     })
     child.once('exit', (code, signal) => end(signal === null ? (code ?? 0) : 128 + constants.signals[signal], signal))
     pass = (signal) => child.kill(signal)
     for (const signal of early) pass(signal)
   })
+}
+
+/** Node's own names the call and the code. */
+function cannotStart(program: string, { code, errno = 0 }: NodeJS.ErrnoException): Error {
+  const problem = code === 'ENOENT' ? 'command not found' : `cannot be started: ${errnoDescription(errno)}`
+  return Object.assign(new Error(`${program}: ${problem}`), { code, errno, path: program })
 }
 
 /** Whether the terminal has sent it to the command too, which is of the same process group. */

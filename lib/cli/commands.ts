@@ -26,7 +26,7 @@ import {
   parseSize,
   parseSwitch,
 } from './parse.ts'
-import { print } from './terminal.ts'
+import { print, printHelp } from './terminal.ts'
 
 // For the manual page
 export { ENVIRONMENT, EXAMPLES, EXIT_STATUS, FILES, HELP, NOTES } from './help.ts'
@@ -39,17 +39,26 @@ export function makeProgram(first?: string): Command {
     .description('attach files to Linux loop devices, and detach them')
     .version(version, '-V, --version', 'print the version')
     // Of 80 columns enough are left for what they do.
-    .configureHelp({ subcommandTerm: (one) => `${one.name()} ${argumentsOf(one)}`.trimEnd() })
+    .configureHelp({
+      subcommandTerm: (one) => `${one.name()} ${argumentsOf(one)}`.trimEnd(),
+      // They name the choices and the default themselves.
+      optionDescription: ({ description }) => description,
+      argumentDescription: ({ description }) => description,
+    })
     .helpOption('-h, --help', 'print this help')
     .helpCommand('help [command]', 'print this help, or the help of one command')
     // Errors are thrown, and said in terminal.ts as all others are.
     .exitOverride()
-    .configureOutput({ outputError: () => {} })
+    .configureOutput({ writeOut: printHelp, outputError: () => {} })
 
   // Where one is named, the others need not be defined, which takes a millisecond or two.
-  const named = first !== undefined && Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined
+  const named = first !== undefined && isCommand(first) ? COMMANDS[first] : undefined
   for (const define of named ? [named] : Object.values(COMMANDS)) define(program)
   return program
+}
+
+export function isCommand(word: string): boolean {
+  return Object.hasOwn(COMMANDS, word)
 }
 
 /** `<device> [size]`. */
@@ -239,5 +248,5 @@ function command(program: Command, name: string, description: string): Command {
   return addHelp(program.command(name))
     .description(description)
     .helpOption('-h, --help', 'print this help')
-    .option('--json', 'print results and errors as JSON')
+    .option('--json', 'print results and messages as JSON')
 }

@@ -125,7 +125,8 @@ export const HELP: Record<string, Help> = {
     examples: [['Find a free device', 'loopctl free']],
   },
   watch: {
-    prints: 'A line for each event: attach, detach, change, resize, add, remove. With --json: an object on each line.',
+    prints:
+      'A line for each event: attach, detach, change, resize, add, remove, with the size and the file of the device; resync, if events were lost or cannot be received. Sizes have a unit on a terminal, and are in bytes elsewhere. With --json: an object on each line.',
     examples: [
       ['Print events until Ctrl-C', 'loopctl watch'],
       ['Print events as JSON for a program', 'loopctl watch --json'],
@@ -157,18 +158,21 @@ export const EXAMPLES: Help['examples'] = [
 ]
 
 /** What holds for every command: below the help, and in the manual page. */
-export const NOTES: Record<'Description' | 'Devices' | 'Sizes' | 'Options', string> = {
-  Description:
+export const NOTES: Record<'Description' | 'Devices' | 'Sizes' | 'Switches and values' | 'Messages', string> = {
+  'Description':
     'A loop device turns a file into a block device: /dev/loop7 has the bytes of disk.img, and can be mounted, partitioned or checked like a disk.',
-  Devices: 'Write a device as 7, loop7, /dev/loop7 or the path of a link to it.',
-  Sizes: 'Write a size as a number of bytes, or with a unit: 1M and 1MiB are 1024 * 1024 bytes, 1MB is 1000 * 1000.',
-  Options: 'Options without a value are off by default. Write an optional value after =, as in --partscan=user.',
+  'Devices': 'Write a device as 7, loop7, /dev/loop7 or the path of a link to it.',
+  'Sizes': 'Write a size as a number of bytes, or with a unit: 1M and 1MiB are 1024 * 1024 bytes, 1MB is 1000 * 1000.',
+  'Switches and values':
+    'Options without a value are off by default. Write an optional value after =, as in --partscan=user.',
+  'Messages':
+    'Errors, warnings and notes go to stderr: a line that begins with `loopctl:`, and often one that begins with `hint:`. With --json, each message is an object on one line, with a member error, warning or note.',
 }
 
 export const EXIT_STATUS: readonly (readonly [status: string, meaning: string])[] = [
   ['0', 'Success.'],
-  ['1', 'Failure. stderr has a line that begins with `loopctl:`, and often one that begins with `hint:`.'],
-  ['2', 'Wrong usage. stderr has the same lines.'],
+  ['1', 'Failure.'],
+  ['2', 'Wrong usage.'],
   ['130', 'Interrupted. loopctl has undone what it had begun.'],
   [
     'run',
@@ -182,6 +186,7 @@ export const ENVIRONMENT: readonly (readonly [name: string, meaning: string])[] 
   ['NO_COLOR', 'Any value turns colours off.'],
   ['FORCE_COLOR', '1 turns colours on, even if stdout is not a terminal.'],
   ['TERM', 'dumb turns the progress bar off.'],
+  ['NODE_DEBUG', 'loopctl prints each system call on stderr, with its result and how long it took.'],
   [
     'LC_ALL, LC_CTYPE, LANG',
     '`loopctl list --tree` draws lines if the first of these that is set names UTF-8, and uses ASCII otherwise.',

@@ -30,8 +30,8 @@ export async function mountAction(image: string, directory: string, flags: Mount
     // Nobody holds on to it here: what is mounted stays when this process ends.
     const mount = await mountImage(image, directory, { ...options, fsType, makeTarget, signal })
     const { path, source, fsType: mounted, warnings } = mount
+    printWarnings(warnings, json)
     if (json) await printJson({ path, source, fsType: mounted })
-    else printWarnings(warnings)
   })
 }
 

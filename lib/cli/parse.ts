@@ -5,6 +5,7 @@ import { readFileSync, statSync } from '../kernel/files.ts'
 import { numberOfNodeSync } from '../kernel/devnode.ts'
 import { checkPartitionRef, type PartitionRef } from '../partitions/ref.ts'
 import { shellWord } from './text.ts'
+import { translateArgument } from './words.ts'
 
 /** The command was called in a way that it does not know. */
 export class UsageError extends Error {
@@ -20,6 +21,9 @@ export class UsageError extends Error {
 
 /** Options whose value is optional, and is one only after `=`: commander would take the next word for it. */
 const OPTIONAL_VALUES = new Set(['--direct-io', '--partscan', '--mount'])
+
+/** Without `--`, options of the command of `run` would be taken for those of loopctl. */
+export const HOW_TO_RUN = 'write -- before the command: loopctl run FILE -- COMMAND...'
 
 /** What is for this command: the words up to `--`. */
 export function ownWords(words: string[]): string[] {
@@ -148,7 +152,7 @@ export function parsePartition(text: string): PartitionRef {
     if (name !== undefined) return checkPartitionRef({ [name.toLowerCase()]: value })
     return checkPartitionRef(/^\d+$/.test(text) ? Number(text) : { label: text })
   } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? `${error.message}.` : String(error))
+    throw new InvalidArgumentError(error instanceof Error ? `${translateArgument(error.message)}.` : String(error))
   }
 }
 

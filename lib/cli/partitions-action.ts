@@ -27,16 +27,15 @@ export async function partitionsAction(
     }
     if (typeof what === 'string') {
       const found = await readPartitionTable(fileArgument(what), left())
+      printWarnings(found.warnings, json)
       if (json) return printJson(found)
-      printWarnings(found.warnings)
       return printPartitions('NUMBER', found.partitions, bytes)
     }
     const device = await open(what, left())
-    const partitions = await closing(device, () =>
+    const partitions = await closing(device, json, () =>
       rescan ? device.rescanPartitions(left()) : device.partitions(left()),
     )
     if (json) return printJson(partitions)
-    printWarnings(device.warnings)
     return printPartitions('DEVICE', partitions, bytes)
   })
 }

@@ -20,10 +20,7 @@ function linesOf(status: LoopStatus): [name: string, text: string][] {
     ['backing file', fileOf(status)],
     ['file identity', unknown ?? `inode ${backingInode} of filesystem ${backingDevice}`],
     ['lower device', lower === undefined ? undefined : `/dev/loop${lower}`],
-    [
-      'swappable',
-      status.swappable ? 'yes, the file of the lower device can be changed under a mounted ext4 or xfs' : 'no',
-    ],
+    ['swappable', status.swappable ? 'yes, change and migrate work under a mounted ext4 or xfs' : 'no'],
     ['reference', unknown ?? (reference === '' ? 'none' : (reference ?? 'none'))],
     ['size', bytes(status.size)],
     ['offset', bytes(status.offset)],

@@ -25,6 +25,17 @@ export function shellWord(word: string): string {
   return /^[\w./:=@%+,-]+$/.test(word) ? word : `'${word.replaceAll("'", String.raw`'\''`)}'`
 }
 
+/** Characters that a terminal draws two columns wide. */
+const WIDE =
+  /[\p{Emoji_Presentation}\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]/gu
+/** Those that are drawn with the one before. */
+const NARROW = /[\p{Mn}\p{Me}\p{Cf}]/gu
+
+/** Columns of a terminal that the text takes. */
+function columnsOf(text: string): number {
+  return text.replaceAll(NARROW, '').replaceAll(WIDE, '..').replaceAll(/[^]/gu, '.').length
+}
+
 export interface Heading {
   title: string
   /** Numbers are read from the right. */
@@ -34,12 +45,12 @@ export interface Heading {
 /** Columns as wide as their widest cell. */
 export function table(headings: readonly Heading[], rows: readonly string[][], hasHeadings = true): string {
   const lines = hasHeadings ? [headings.map(({ title }) => title), ...rows] : rows
-  const widths = headings.map((_, i) => Math.max(...lines.map((cells) => cells[i]?.length ?? 0)))
+  const widths = headings.map((_, i) => Math.max(...lines.map((cells) => columnsOf(cells[i] ?? ''))))
   return lines
     .map((cells) => {
       const padded = cells.map((cell, i) => {
-        const width = widths[i] ?? 0
-        return headings[i]?.right ? cell.padStart(width) : cell.padEnd(width)
+        const space = ' '.repeat((widths[i] ?? 0) - columnsOf(cell))
+        return headings[i]?.right ? space + cell : cell + space
       })
       return `${padded.join('  ').trimEnd()}\n`
     })

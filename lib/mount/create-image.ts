@@ -38,7 +38,8 @@ export interface CreateImageOptions extends Wait {
 export async function createImage(path: string, size: Bytes, options?: CreateImageOptions): Promise<void> {
   const given = checkOptions(options, ['allocate', 'overwrite', 'signal', 'timeout'])
   if (typeof path !== 'string') throw wrongType('path', 'a string', path)
-  if (path === '' || path.includes('\0')) throw wrongValue('path', 'must be a path without a zero byte')
+  if (path === '') throw wrongValue('path', 'must not be empty')
+  if (path.includes('\0')) throw wrongValue('path', 'must not contain a zero byte')
   const bytes = checkBytes('size', size)
   const allocate = given.allocate === undefined ? false : checkBoolean('allocate', given.allocate)
   const overwrite = given.overwrite === undefined ? false : checkBoolean('overwrite', given.overwrite)

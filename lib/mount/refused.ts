@@ -55,7 +55,7 @@ export function refusedOption(attempt: Attempt, option: string, errno: number, m
 /** The error for a filesystem that the kernel does not have. */
 export function refusedType(attempt: Attempt, errno: number): LoopError {
   if (errno !== -ENODEV) return explain(failureOf('fsopen', attempt, errno))
-  const detail = `this kernel has no ${attempt.fsType}`
+  const detail = `this kernel has no filesystem ${attempt.fsType}`
   return refused(
     'fsopen',
     attempt,

@@ -229,7 +229,9 @@ async function toAbsolute(target: string, deadline: Deadline): Promise<string> {
   const path = readLinkSync(`/proc/self/fd/${fd}`)
   close(fd)
   if (typeof path === 'string' && path !== '/') return path
-  throw refusal('target', 'open', 'is the root of the tree, which cannot be mounted on', { path: target })
+  throw refusal('target', 'open', 'is the root of the tree, where nothing can be mounted or unmounted', {
+    path: target,
+  })
 }
 
 function withoutSlashes(path: string): string {

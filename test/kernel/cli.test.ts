@@ -271,7 +271,7 @@ describe('usage', () => {
     ['run without a command', ['run', '/a'], "missing required argument 'command'"],
     ['run with options of the command before --', ['run', '/a', 'ls', '-l'], "unknown option '-l'"],
     ['detach of nothing', ['detach'], 'name devices, or a file with --file'],
-    ['detach of devices and a file', ['detach', '7', '--file', '/a'], 'name devices, or a file with --file'],
+    ['detach of devices and a file', ['detach', '7', '--file', '/a'], 'name devices or a file with --file, not both'],
     ['detach with a timeout that is no number', ['detach', '7', '--timeout', 'soon'], 'A whole number is wanted'],
     ['status without a device', ['status'], "missing required argument 'device'"],
     ['a device that is none', ['status', 'sda'], 'A device is 7, loop7, /dev/loop7 or the path of a link to it.'],
@@ -293,7 +293,7 @@ describe('usage', () => {
     ['set of nothing', ['set', '7'], 'there is nothing to set'],
     ['set of nothing, as JSON', ['set', '7', '--json'], 'there is nothing to set'],
     ['a switch that is neither on nor off', ['set', '7', '--direct-io', 'maybe'], 'It is on or off'],
-    ['a switch without a value', ['set', '7', '--autoclear'], 'argument missing'],
+    ['a switch without a value', ['set', '7', '--autoclear'], 'argument of --autoclear is missing'],
   ]
   for (const [what, words, message] of wrong) {
     test(`${what}: exit 2, nothing on stdout`, async () => {
@@ -517,7 +517,7 @@ describe('attach', () => {
     using output = pipe(folder)
     output.closeReader()
     const plain = await start(['attach', file], { stdio: ['ignore', output.writer, 'pipe'] }).ended
-    expect(failed(plain).message).toBe('write EPIPE')
+    expect(failed(plain).message).toBe('EPIPE: write stdout: nobody reads it any more')
     await eventually(() => attachedTo(file)).toEqual([])
     const { status, stderr } = await start(['attach', '--json', file], { stdio: ['ignore', output.writer, 'pipe'] })
       .ended

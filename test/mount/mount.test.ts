@@ -64,7 +64,7 @@ describe('each filesystem', () => {
       await using device = await attach(image, { readOnly: true })
       const error = await failure('filesystem-refused', () => device.mount(place))
       expect(error).toMatchObject({ code: 'ENODEV', syscall: 'fsopen', path: device.path })
-      expect(error.message).toContain(`this kernel has no ${name}`)
+      expect(error.message).toContain(`this kernel has no filesystem ${name}`)
     })
   }
 
@@ -135,7 +135,7 @@ describe('what is no filesystem', () => {
     const squashfs = await failure('filesystem-refused', () => device.mount(place, { fsType: 'squashfs' }))
     expect(squashfs.message).toContain("Can't find a SQUASHFS superblock")
     const none = await failure('filesystem-refused', () => device.mount(place, { fsType: 'nosuchfs' }))
-    expect(none.message).toContain('this kernel has no nosuchfs')
+    expect(none.message).toContain('this kernel has no filesystem nosuchfs')
   })
 
   test('a journal that has to be replayed, on a read-only device', async ({ folder, place }) => {
