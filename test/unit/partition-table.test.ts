@@ -1031,10 +1031,10 @@ describe('whatever the bytes', () => {
       if (seed % 2 === 0) seal(image)
       outcomes[await check(image, seed)]++
     }
-    expect(outcomes.none).toBeGreaterThan(50)
-    expect(outcomes.read).toBeGreaterThan(50)
+    expect(outcomes.none).toBeGreaterThan(20)
+    expect(outcomes.read).toBeGreaterThan(20)
     // Only of the GPT, and only where both copies are damaged
-    expect(outcomes.refused).toBeGreaterThan(10)
+    expect(outcomes.refused).toBeGreaterThan(5)
   })
 
   test('a reader that answers too little is an input/output error, and its own error comes through', async () => {
