@@ -81,7 +81,7 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
     if (take === undefined) break
     takers.push(take)
   }
-  if (takers.length === 0) return
+  if (takers.length === 0) return sequence.giveBack()
   decide(() => `in one hop: ${phases.slice(0, takers.length).map(nameOf).join(', ')}`)
   try {
     await sequence.run(bound, asked)
@@ -98,5 +98,6 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
       refused.push(error)
     }
   }
+  sequence.giveBack()
   if (refused.length > 0) throw refused[0]
 }

@@ -284,9 +284,12 @@ function optionalNumber(value: Buffer | number): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** An attribute of a device, as the addon reads it. */
+/** Bytes that the addon reads of an attribute of a device; and where it is to be short, as most paths are. */
+export const ATTRIBUTE_SIZE: number = 4_096
+export const SHORT_SIZE: number = 256
+
 export function newAttribute(): Buffer {
-  return Buffer.alloc(4096)
+  return Buffer.alloc(ATTRIBUTE_SIZE)
 }
 
 /** Of the attribute and its length: undefined where it could not be read, null where it is too long to be told. */

@@ -12,13 +12,13 @@ import * as sysfs from '../kernel/sysfs.ts'
 import {
   decodeU64,
   formatDevice,
+  INFO_SIZE,
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_PARTSCAN,
   LOOP_MAJOR,
   type LoopInfo64,
-  newInfo,
-  newU64,
+  U64_SIZE,
 } from '../kernel/uapi.ts'
 import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
 
@@ -70,15 +70,19 @@ const TRIES = 8
 /** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. */
 async function readAll(handle: Handle): Promise<Read> {
   const { number, descriptor } = handle
+  let pathSize = sysfs.SHORT_SIZE
   for (let tries = TRIES; ; tries--) {
-    const [bytes, size, path] = [newInfo(), newU64(), sysfs.newAttribute()]
     const sequence = new Sequence()
+    const info = sequence.room(INFO_SIZE)
+    const size = sequence.room(U64_SIZE)
+    const path = sequence.room(pathSize)
     const before = sequence.try('blkGetDiskSeq', descriptor)
-    const status = sequence.call('loopGetStatus64', descriptor, bytes)
+    const status = sequence.call('loopGetStatus64', descriptor, info)
     const sized = sequence.try('blkGetSize64', descriptor, size)
     const blockSize = sequence.try('blkSszGet', descriptor)
     const readOnly = sequence.try('blkRoGet', descriptor)
-    const length = sequence.try('sysfsBackingFile', number, path)
+    const isShort = pathSize === sysfs.SHORT_SIZE
+    const length = sequence.try(isShort ? 'sysfsBackingFileShort' : 'sysfsBackingFile', number, path)
     const after = sequence.try('blkGetDiskSeq', descriptor)
     const silence = await runUntilHalfTime(sequence, handle)
     if (silence !== undefined) return readWithoutFilesystem(handle, silence)
@@ -86,12 +90,16 @@ async function readAll(handle: Handle): Promise<Read> {
     if (answer < 0 && !OF_DEVICE.has(-answer) && sysfs.isBound(number)) {
       return readWithoutFilesystem(handle, handle.explain('LOOP_GET_STATUS64', answer).message)
     }
-    const { info: loop } = handle.takeOver(bytes, answer)
-    const text = sysfs.decodeBackingFile(path, length.answer)
+    const loop = handle.takeOver(info, answer, after.succeeded ? after.answer : undefined)
+    const isCut = isShort && length.answer === pathSize
+    const text = isCut ? undefined : sysfs.decodeBackingFile(path.bytes, length.answer)
+    const bytes = Number(decodeU64(size))
+    sequence.giveBack()
+    if (isCut) pathSize = sysfs.ATTRIBUTE_SIZE
     if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
     if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) {
-      const { lower: _, ...info } = await requireInfo(number)
-      return { loop, ...info }
+      const { lower: _, ...sysfsInfo } = await requireInfo(number)
+      return { loop, ...sysfsInfo }
     }
     const has = (flag: number): boolean => (loop.flags & flag) !== 0
     const { diskSeq } = handle.ref
@@ -105,7 +113,7 @@ async function readAll(handle: Handle): Promise<Read> {
       ...(await describeBackingFile(text ?? null)),
       offset: Number(loop.offset),
       sizeLimit: Number(loop.sizeLimit),
-      size: Number(decodeU64(size)),
+      size: bytes,
       blockSize: blockSize.answer ?? 0,
       readOnly: readOnly.answer === 1,
       autoclear: has(LO_FLAGS_AUTOCLEAR),

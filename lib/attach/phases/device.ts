@@ -14,10 +14,10 @@ import type { Sequence } from '../../kernel/sequence.ts'
 import { isServed } from '../../kernel/servers.ts'
 import { isUdevRunning } from '../../kernel/system.ts'
 import { linksWithoutPartitions } from '../../kernel/sysfs.ts'
-import { decodeInfo, newInfo } from '../../kernel/uapi.ts'
+import { CONFIG_SIZE, decodeInfo, INFO_SIZE } from '../../kernel/uapi.ts'
 import { dropLeftovers } from '../../partitions/blkpg.ts'
 import { type Attaching, known } from '../attaching.ts'
-import { compareInfo, configure, encodeSettings, verify } from '../configure.ts'
+import { compareInfo, configure, verify, writeSettings } from '../configure.ts'
 import type { FreeDevice } from '../device.ts'
 import type { Refusals, Refused } from '../refusals.ts'
 import type { LockPhase } from './lock.ts'
@@ -138,7 +138,9 @@ export class ConfigurePhase implements Phase {
     const work = this.#work
     if (!work.isPredictable) return undefined
     const before = sequence.call('blkGetDiskSeq', work.device)
-    const configured = sequence.call('loopConfigure', work.device, work.file, encodeSettings(work.settings))
+    const config = sequence.room(CONFIG_SIZE)
+    writeSettings(config, work.settings)
+    const configured = sequence.call('loopConfigure', work.device, work.file, config)
     const after = sequence.call('blkGetDiskSeq', work.device)
     return () => {
       work.isAttached = configured.succeeded
@@ -187,8 +189,8 @@ export class VerifyPhase implements Phase {
     const work = this.#work
     const { settings, device } = work
     if (!work.isPredictable) return undefined
-    const bytes = newInfo()
-    let last = sequence.call('loopGetStatus64', device, bytes)
+    const room = sequence.room(INFO_SIZE)
+    let last = sequence.call('loopGetStatus64', device, room)
     let isAsExpected = (): boolean => last.succeeded
     if (settings.blockSize !== undefined) {
       const blockSize = settings.blockSize
@@ -204,7 +206,7 @@ export class VerifyPhase implements Phase {
     return () => {
       if (!isAsExpected()) return
       this.#noteWrites()
-      const info = decodeInfo(bytes)
+      const info = decodeInfo(room)
       this.#compare(info)
       work.info = info
     }
