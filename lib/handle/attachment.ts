@@ -69,11 +69,10 @@ export class Attachment {
   get ref(): LoopRef {
     const diskSeq = this.#diskSeq
     const backing = this.#backing
-    return {
-      number: this.number,
-      ...(diskSeq !== undefined && { diskSeq }),
-      ...(backing !== undefined && !diskSeqCountsAttachments() && { backing: nameOf(backing) }),
-    }
+    const ref: LoopRef = { number: this.number }
+    if (diskSeq !== undefined) ref.diskSeq = diskSeq
+    if (backing !== undefined && !diskSeqCountsAttachments()) ref.backing = nameOf(backing)
+    return ref
   }
 
   /** Undefined where the kernel gives nothing that would tell another attachment. */

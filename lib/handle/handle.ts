@@ -272,7 +272,7 @@ export class Handle {
     const { fd } = this.#remains
     this.#remains.fd = -1
     owned.delete(this)
-    forgotten.unregister(this)
+    if (!this.owned) forgotten.unregister(this)
     return fd
   }
 

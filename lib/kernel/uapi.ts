@@ -181,11 +181,16 @@ export function makeDeviceOf(numbers: string): bigint {
   return makeDevice(major, minor)
 }
 
+/** Device numbers of that size need no bigints: majors up to 4095, that is. */
+const SMALL = 0xffff_ffffn
+
 export function majorOf(device: bigint): number {
+  if (device <= SMALL) return (Number(device) >>> 8) & 0xfff
   return Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xffff_f000n))
 }
 
 export function minorOf(device: bigint): number {
+  if (device <= SMALL) return (Number(device) & 0xff) | ((Number(device) >>> 12) & 0xf_ff00)
   return Number((device & 0xffn) | ((device >> 12n) & 0xffff_ff00n))
 }
 

@@ -20,7 +20,7 @@ import {
   type LoopInfo64,
   U64_SIZE,
 } from '../kernel/uapi.ts'
-import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
+import { describeBackingFile, isMarkedDeleted, type LoopInfo, requireInfo } from './list.ts'
 
 /** A {@link LoopInfo}, with what only LOOP_GET_STATUS64 knows. */
 export interface LoopStatus extends LoopInfo {
@@ -45,24 +45,27 @@ export interface LoopStatus extends LoopInfo {
 export async function readStatus(handle: Handle, options?: Wait): Promise<LoopStatus> {
   const deadline = checkWait(options, LOOKING)
   return handle.run(async () => {
-    const { loop, unanswered, ...info } = await readAll(handle)
-    const lower = handle.lowerNumber
+    const { info, loop, unanswered } = await readAll(handle)
     if (unanswered !== undefined) handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
+    const lower = handle.lowerNumber
     return {
-      ...info,
-      ...(lower !== undefined && { lower }),
+      ...(lower === undefined ? info : { ...info, lower }),
       reference: loop?.fileName ?? null,
       backingDevice: loop === undefined ? null : formatDevice(loop.device),
       backingInode: loop?.inode.toString() ?? null,
-      swappable: (await findSwappableLower(handle)) !== undefined,
-      ...(unanswered !== undefined && { unanswered }),
+      swappable: lower !== undefined && (await findSwappableLower(handle)) !== undefined,
+      ...(unanswered === undefined ? undefined : { unanswered }),
       warnings: handle.warnings.list,
     }
   }, deadline)
 }
 
-/** Without `lower`. */
-type Read = LoopInfo & { loop: LoopInfo64 | undefined; unanswered?: string }
+interface Read {
+  /** Without `lower`. */
+  info: LoopInfo
+  loop: LoopInfo64 | undefined
+  unanswered?: string
+}
 
 /** Readings that are not of one moment, because somebody changed the device meanwhile, are made again so often. */
 const TRIES = 8
@@ -98,28 +101,32 @@ async function readAll(handle: Handle): Promise<Read> {
     if (isCut) pathSize = sysfs.ATTRIBUTE_SIZE
     if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
     if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) {
-      const { lower: _, ...sysfsInfo } = await requireInfo(number)
-      return { loop, ...sysfsInfo }
+      const { lower: _, ...known } = await requireInfo(number)
+      return { info: known, loop }
     }
-    const has = (flag: number): boolean => (loop.flags & flag) !== 0
+    const { flags } = loop
     const { diskSeq } = handle.ref
-    return {
-      loop,
+    const file = isMarkedDeleted(text) ? await describeBackingFile(text) : undefined
+    const found: LoopInfo = {
       number,
       path: handle.path,
       device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
-      ...(diskSeq !== undefined && { diskSeq }),
+      diskSeq: diskSeq ?? 0,
       attached: true,
-      ...(await describeBackingFile(text ?? null)),
+      backingFile: file === undefined ? (text ?? null) : file.backingFile,
+      backingDeleted: file?.backingDeleted ?? false,
       offset: Number(loop.offset),
       sizeLimit: Number(loop.sizeLimit),
       size: bytes,
       blockSize: blockSize.answer ?? 0,
       readOnly: readOnly.answer === 1,
-      autoclear: has(LO_FLAGS_AUTOCLEAR),
-      partscan: has(LO_FLAGS_PARTSCAN),
-      directIO: has(LO_FLAGS_DIRECT_IO),
+      autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0,
+      partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
+      directIO: (flags & LO_FLAGS_DIRECT_IO) !== 0,
     }
+    // Before kernel 5.15.
+    if (diskSeq === undefined) delete found.diskSeq
+    return { info: found, loop }
   }
 }
 
@@ -137,5 +144,5 @@ async function runUntilHalfTime(sequence: Sequence, { deadline, number }: Handle
 async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<Read> {
   handle.assertAttachment()
   const { lower: _, ...info } = await requireInfo(handle.number)
-  return { loop: undefined, unanswered, ...info }
+  return { info, loop: undefined, unanswered }
 }

@@ -40,7 +40,7 @@ export class DevicePhase implements Phase {
   }
 
   /** A descriptor that is open for reading only makes the kernel attach read-only. */
-  get #flags(): number {
+  #flags(): number {
     return this.#work.settings.readOnly ? O_RDONLY : O_RDWR
   }
 
@@ -53,7 +53,7 @@ export class DevicePhase implements Phase {
     const isHidden = work.settings.partscan && isUdevRunning()
     if (number === undefined || links === undefined || isHidden || !work.isPredictable) return undefined
     const free = sequence.expect(links, 'sysfsLinks', number)
-    const device = sequence.call('openLoop', number, this.#flags)
+    const device = sequence.call('openLoop', number, this.#flags())
     work.number = number
     work.device = device
     const locked = work.wanted.lock ? sequence.call('openLoop', number, O_RDONLY) : undefined
@@ -70,7 +70,7 @@ export class DevicePhase implements Phase {
     const work = this.#work
     const number = await this.#free.choose(known(work.control))
     work.number = number
-    const fd = await this.#free.open(number, this.#flags)
+    const fd = await this.#free.open(number, this.#flags())
     if (fd < 0) {
       const failure = { call: 'open', errno: fd, path: devicePath(number), number }
       return this.tryAnother(await this.#refusals.classify(failure, 'open device'))
