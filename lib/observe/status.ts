@@ -45,33 +45,21 @@ export interface LoopStatus extends LoopInfo {
 export async function readStatus(handle: Handle, options?: Wait): Promise<LoopStatus> {
   const deadline = checkWait(options, LOOKING)
   return handle.run(async () => {
-    const { info, loop, unanswered } = await readAll(handle)
-    if (unanswered !== undefined) handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
+    const status = await readAll(handle)
     const lower = handle.lowerNumber
-    return {
-      ...(lower === undefined ? info : { ...info, lower }),
-      reference: loop?.fileName ?? null,
-      backingDevice: loop === undefined ? null : formatDevice(loop.device),
-      backingInode: loop?.inode.toString() ?? null,
-      swappable: lower !== undefined && (await findSwappableLower(handle)) !== undefined,
-      ...(unanswered === undefined ? undefined : { unanswered }),
-      warnings: handle.warnings.list,
+    if (lower !== undefined) {
+      status.lower = lower
+      status.swappable = (await findSwappableLower(handle)) !== undefined
     }
+    return status
   }, deadline)
-}
-
-interface Read {
-  /** Without `lower`. */
-  info: LoopInfo
-  loop: LoopInfo64 | undefined
-  unanswered?: string
 }
 
 /** Readings that are not of one moment, because somebody changed the device meanwhile, are made again so often. */
 const TRIES = 8
 
-/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. */
-async function readAll(handle: Handle): Promise<Read> {
+/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. Without `lower`. */
+async function readAll(handle: Handle): Promise<LoopStatus> {
   const { number, descriptor } = handle
   let pathSize = sysfs.SHORT_SIZE
   for (let tries = TRIES; ; tries--) {
@@ -100,14 +88,12 @@ async function readAll(handle: Handle): Promise<Read> {
     sequence.giveBack()
     if (isCut) pathSize = sysfs.ATTRIBUTE_SIZE
     if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
-    if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) {
-      const { lower: _, ...known } = await requireInfo(number)
-      return { info: known, loop }
-    }
+    if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) return readFromSysfs(handle, loop)
     const { flags } = loop
     const { diskSeq } = handle.ref
     const file = isMarkedDeleted(text) ? await describeBackingFile(text) : undefined
-    const found: LoopInfo = {
+    // In one piece: an object that is put together of others takes as long to make as all the rest.
+    const found: LoopStatus = {
       number,
       path: handle.path,
       device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
@@ -123,10 +109,15 @@ async function readAll(handle: Handle): Promise<Read> {
       autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0,
       partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
       directIO: (flags & LO_FLAGS_DIRECT_IO) !== 0,
+      reference: loop.fileName,
+      backingDevice: formatDevice(loop.device),
+      backingInode: loop.inode.toString(),
+      swappable: false,
+      warnings: handle.warnings.list,
     }
     // Before kernel 5.15.
     if (diskSeq === undefined) delete found.diskSeq
-    return { info: found, loop }
+    return found
   }
 }
 
@@ -141,8 +132,20 @@ async function runUntilHalfTime(sequence: Sequence, { deadline, number }: Handle
   }
 }
 
-async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<Read> {
+async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<LoopStatus> {
   handle.assertAttachment()
-  const { lower: _, ...info } = await requireInfo(handle.number)
-  return { info, loop: undefined, unanswered }
+  handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
+  return { ...(await readFromSysfs(handle, undefined)), unanswered }
+}
+
+async function readFromSysfs({ number, warnings }: Handle, loop: LoopInfo64 | undefined): Promise<LoopStatus> {
+  const { lower: _, ...info } = await requireInfo(number)
+  return {
+    ...info,
+    reference: loop?.fileName ?? null,
+    backingDevice: loop === undefined ? null : formatDevice(loop.device),
+    backingInode: loop?.inode.toString() ?? null,
+    swappable: false,
+    warnings: warnings.list,
+  }
 }
