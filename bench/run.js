@@ -12,7 +12,7 @@ import { complain } from '../examples/support.js'
 import { Baseline } from './baseline.js'
 import { Results, takeTurns } from './measure.js'
 import { toText } from './report.js'
-import { attachStatusDetach, attachWithOptions, mountUnmount, status } from './scenarios/attach.js'
+import { attachStatusDetach, attachWithOptions, garbage, mountUnmount, status } from './scenarios/attach.js'
 import { changeBackingFile, migrate } from './scenarios/change.js'
 import { crowd } from './scenarios/crowd.js'
 import { contention, detachMany, removeMany } from './scenarios/many.js'
@@ -23,6 +23,7 @@ const SCENARIOS = {
   // Before there are the devices of the others, which the command would look at.
   start,
   attach: attachStatusDetach,
+  garbage,
   options: attachWithOptions,
   mount: mountUnmount,
   status,

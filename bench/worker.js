@@ -42,6 +42,20 @@ const operations = {
     return [rss, heapUsed + external]
   },
 
+  /** @param {{ file: string, rounds: number }} what answers bytes on the heap, each followed by those outside of it */
+  async garbage({ file, rounds }) {
+    const work = async () => {
+      const device = await attach(file)
+      await device.status()
+      await device.detach()
+    }
+    // V8 makes fewer objects when it has compiled what makes them.
+    await countGarbage(500, work)
+    const [heap = 0, outside = 0] = medians(await countGarbage(500, async () => {}))
+    const counted = await countGarbage(rounds, work)
+    return counted.flatMap((bytes) => [Math.max(0, bytes.heap - heap), Math.max(0, bytes.outside - outside)])
+  },
+
   /** @param {{ file: string, rounds: number }} what answers retries, and the slowest attach */
   async contend({ file, rounds }) {
     let tries = 0
@@ -58,6 +72,30 @@ const operations = {
     }
     return [tries - rounds, slowest * 1e6]
   },
+}
+
+/**
+ * The bytes that each round takes of the memory, but for those in which V8 has collected.
+ *
+ * @param {number} rounds
+ * @param {() => Promise<void>} work
+ */
+async function countGarbage(rounds, work) {
+  const counted = []
+  for (let round = 0; round < rounds; round++) {
+    const before = process.memoryUsage()
+    await work()
+    const after = process.memoryUsage()
+    const heap = after.heapUsed - before.heapUsed
+    if (heap >= 0) counted.push({ heap, outside: after.external - before.external })
+  }
+  return counted
+}
+
+/** @param {readonly { heap: number, outside: number }[]} counted */
+function medians(counted) {
+  const middle = (/** @type {number[]} */ values) => values.toSorted((a, b) => a - b)[values.length >> 1]
+  return [middle(counted.map(({ heap }) => heap)), middle(counted.map(({ outside }) => outside))]
 }
 
 /** @typedef {typeof operations} Operations */

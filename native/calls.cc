@@ -32,6 +32,7 @@ constexpr std::size_t kPathSize = 32;  // /dev/loop1048575, /proc/self/fd/214748
 constexpr std::size_t kSysfsPathSize = 64;
 constexpr std::size_t kStatSize = 512;        // 17 figures of at most 20 digits
 constexpr std::size_t kAttributeSize = 4096;  // what an attribute shows where pages are no larger
+constexpr std::size_t kShortSize = 256;       // what is enough for most paths
 constexpr std::size_t kStatfsSize = 6 * sizeof(std::uint64_t);
 constexpr std::size_t kRangeSize = 2 * sizeof(std::uint64_t);
 constexpr unsigned kLoopControlMinor = 237;
@@ -291,15 +292,18 @@ long SysfsLinks(Arguments& a) {
   return ::stat(path, &st) != 0 ? -errno : static_cast<long>(st.st_nlink);
 }
 // The path of the backing file as sysfs shows it: its length in bytes, with the newline at the end.
-long SysfsBackingFile(Arguments& a) {
+long ReadBackingFile(int number, std::byte* text, std::size_t size) {
   char path[kSysfsPathSize];
-  std::snprintf(path, sizeof path, "/sys/block/loop%d/loop/backing_file", a.Int(0));
+  std::snprintf(path, sizeof path, "/sys/block/loop%d/loop/backing_file", number);
   const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return -errno;
-  const long length = Answer(::read(fd, a.data[1], kAttributeSize));
+  const long length = Answer(::read(fd, text, size));
   ::close(fd);
   return length;
 }
+long SysfsBackingFile(Arguments& a) { return ReadBackingFile(a.Int(0), a.data[1], kAttributeSize); }
+// The same, of so many bytes at most: most paths are short, and a room for each costs time.
+long SysfsBackingFileShort(Arguments& a) { return ReadBackingFile(a.Int(0), a.data[1], kShortSize); }
 // The part of LOOP_GET_STATUS64 that a sequence can be told to expect.
 long LoopGetFlags(Arguments& a) {
   struct loop_info64 info{};
@@ -496,6 +500,7 @@ constexpr Call kCalls[] = {
     {"sysfsAutoclear", SysfsAutoclear, {kInt}},
     {"sysfsSectorsWritten", SysfsSectorsWritten, {kInt}},
     {"sysfsBackingFile", SysfsBackingFile, {kInt, kOut}, kAttributeSize},
+    {"sysfsBackingFileShort", SysfsBackingFileShort, {kInt, kOut}, kShortSize},
     {"loopGetFlags", LoopGetFlags, {kFd}},
     {"mknodBlockAt", MknodBlockAt, {kFd, kPath, kInt, kInt}},
     {"mknodBlock", MknodBlock, {kPath, kInt, kInt}, 0, Effect::kNames},

@@ -47,6 +47,7 @@ void Effects::Note(const Call& call, const Arguments& arguments, long answer) {
       attached_.push_back({fd, DeviceOf(fd)});
       break;
     case Effect::kDetaches:
+      if (attached_.empty()) break;
       std::erase_if(attached_,
                     [device = DeviceOf(fd)](const Attachment& each) { return each.device == device; });
       break;

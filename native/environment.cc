@@ -1,5 +1,6 @@
 #include "environment.h"
 
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <cmath>
@@ -250,6 +251,7 @@ void Environment::End() {
       descriptors.push_back(static_cast<int>(fd));
   }
   owned_.clear();
+  while (signalling_.load(std::memory_order_acquire) > 0) ::sched_yield();
   ::napi_release_threadsafe_function(function_, napi_tsfn_abort);
   if (!undone.empty() || !descriptors.empty()) {
     auto* last = new LastTask(*this, undone, std::move(descriptors));

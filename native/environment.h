@@ -58,14 +58,18 @@ class Environment {
 
   // On the task's thread, which is its owner again where the environment has ended: false.
   bool Deliver(Task& task) {
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     if (!is_open_) return false;
     task.is_delivered_ = true;
     done_.Push(task);
     delivered_.Signal();
-    if (!is_signalled_) {
-      is_signalled_ = ::napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking) == napi_ok;
-    }
+    if (is_signalled_) return true;
+    // Without the lock, which the thread of JavaScript takes at once when it is woken.
+    is_signalled_ = true;
+    signalling_.fetch_add(1, std::memory_order_relaxed);
+    lock.Release();
+    ::napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking);
+    signalling_.fetch_sub(1, std::memory_order_release);
     return true;
   }
 
@@ -135,7 +139,8 @@ class Environment {
   Condition ended_;
   bool is_open_ = true;
   bool is_signalled_ = false;
-  unsigned awaited_ = 0;  // tasks that the end waits for
+  std::atomic<unsigned> signalling_ = 0;  // threads that are in a call of function_
+  unsigned awaited_ = 0;                  // tasks that the end waits for
   TaskList done_;
   std::vector<bool> owned_;  // by descriptor
 };

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { attach, mountImage } from 'loopctl'
 import * as ioctl from 'loopctl/ioctl'
 import { time } from '../measure.js'
+import { Worker } from '../workers.js'
 
 /** @typedef {import('../run.js').Bench} Bench */
 
@@ -79,6 +80,24 @@ export async function attachStatusDetach({ workshop, baseline, turns }) {
   } finally {
     await resting.detach()
     closeSync(control)
+  }
+}
+
+/** What V8 has to collect after it. @param {Bench} bench */
+export async function garbage({ workshop, results, rounds }) {
+  const worker = new Worker()
+  try {
+    const file = workshop.image(workshop.memory, 'garbage')
+    const counted = await worker.ask('garbage', { file, rounds: rounds(1_000) })
+    const row = results.row('garbage of attach, status, detach', [], 'bytes')
+    for (const [i, who] of ['loopctl, on the heap', 'loopctl, outside of it'].entries()) {
+      row.add(
+        who,
+        counted.filter((_, at) => at % 2 === i),
+      )
+    }
+  } finally {
+    await worker.end()
   }
 }
 

@@ -1,6 +1,6 @@
 /** From a file to an attached device: everything checked before, verified after, undone when it fails. */
 
-import { type BackingFile, checkBackingFile, checkBlockSize, checkOptions } from '../common/arguments.ts'
+import { type BackingFile, checkBackingFile, checkBlockSize } from '../common/arguments.ts'
 import { checkDeadline } from '../common/deadline.ts'
 import { type Phase, runPhases } from '../common/phases.ts'
 import { assertSupported } from '../errors/errors.ts'
@@ -10,7 +10,7 @@ import { pageSize } from '../kernel/features.ts'
 import { pathOfDescriptor } from '../kernel/process.ts'
 import { Attaching } from './attaching.ts'
 import { FreeDevice } from './device.ts'
-import { type AttachOptions, checkWanted, OPTION_NAMES } from './options.ts'
+import { type AttachOptions, checkWanted } from './options.ts'
 import { BackingPhase, ReleaseBackingPhase, WindowPhase } from './phases/backing.ts'
 import { ConfigurePhase, DevicePhase, VerifyPhase } from './phases/device.ts'
 import { HandlePhase, PartitionsPhase } from './phases/handle.ts'
@@ -23,11 +23,11 @@ import { Refusals } from './refusals.ts'
 /**
  * Attaches `file` to a device and returns the handle that owns it.
  *
+ * @param given checked by checkOptions()
  * @param avoid a number that is not to be taken, since it is meant for another attach
  * @throws TypeError, RangeError, LoopError, or the signal's reason
  */
-export async function attachFile(file: BackingFile, options?: AttachOptions, avoid?: number): Promise<Handle> {
-  const given = checkOptions(options, OPTION_NAMES)
+export async function attachFile(file: BackingFile, given: AttachOptions, avoid?: number): Promise<Handle> {
   const argument = checkBackingFile(file)
   const wanted = checkWanted(given)
   const deadline = checkDeadline(given, 10_000)

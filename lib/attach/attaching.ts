@@ -3,7 +3,7 @@
 import type { FileArgument } from '../common/arguments.ts'
 import type { Deadline } from '../common/deadline.ts'
 import type { Warning } from '../common/warnings.ts'
-import { knownFeatures } from '../kernel/features.ts'
+import { isKnown } from '../kernel/features.ts'
 import type { Step } from '../kernel/sequence.ts'
 import { linksWithoutPartitions } from '../kernel/sysfs.ts'
 import type { LoopInfo64 } from '../kernel/uapi.ts'
@@ -54,8 +54,17 @@ export class Attaching {
     this.argument = argument
     this.wanted = wanted
     this.deadline = deadline
-    const blockSize = wanted.blockSize === 'auto' ? undefined : wanted.blockSize
-    this.settings = { ...wanted, blockSize, readOnly: wanted.readOnly === true, partscan: isScanWanted(wanted) }
+    const { offset, sizeLimit, blockSize, directIO, autoclear, reference } = wanted
+    this.settings = {
+      readOnly: wanted.readOnly === true,
+      offset,
+      sizeLimit,
+      blockSize: blockSize === 'auto' ? undefined : blockSize,
+      directIO,
+      partscan: isScanWanted(wanted),
+      autoclear,
+      reference,
+    }
   }
 
   /** Nothing is left to be prepared: the device is attached, or another attachment serves in its place. */
@@ -68,9 +77,8 @@ export class Attaching {
    * With direct I/O the kernel drops the flag without a word, and then there is more to be tried.
    */
   get isPredictable(): boolean {
-    const { loopConfigure, diskSeq } = knownFeatures()
-    const isKnown = loopConfigure === true && diskSeq === true && linksWithoutPartitions('free') !== undefined
-    return isKnown && this.settings.directIO === false
+    if (this.settings.directIO !== false || linksWithoutPartitions('free') === undefined) return false
+    return isKnown('loopConfigure') && isKnown('diskSeq')
   }
 
   /** Of the device that is being set up, when nothing of it is only planned. */

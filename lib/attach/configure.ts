@@ -12,16 +12,19 @@ import { hasLoopConfigure, pageSize } from '../kernel/features.ts'
 import {
   decodeInfo,
   decodeU64,
-  encodeConfig,
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_PARTSCAN,
   LO_FLAGS_READ_ONLY,
   type LoopInfo64,
+  newConfig,
   newInfo,
   newU64,
   patchInfo,
+  type Place,
+  placeOf,
   visibleSize,
+  writeConfig,
 } from '../kernel/uapi.ts'
 import type { Backing } from './backing.ts'
 
@@ -57,14 +60,14 @@ function callsOf({ number, bound }: Target): Bounded {
 /** What the kernel takes where nothing else is asked for. */
 const DEFAULT_BLOCK_SIZE = 512
 
-/** For LOOP_CONFIGURE. */
-export function encodeSettings(settings: Settings): Uint8Array {
+/** Into a zeroed struct loop_config. */
+export function writeSettings(config: Place, settings: Settings): void {
   const { readOnly, blockSize, directIO, offset, sizeLimit, reference } = settings
   // With that flag alone LOOP_CONFIGURE takes a larger block size where direct I/O needs one (6.15, 6.12.31).
   const keepsBlocks = directIO === 'prefer' ? DEFAULT_BLOCK_SIZE : 0
   const flags =
     statusFlags(settings) | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (directIO === false ? 0 : LO_FLAGS_DIRECT_IO)
-  return encodeConfig(blockSize ?? keepsBlocks, { offset, sizeLimit, fileName: reference, flags })
+  writeConfig(config, blockSize ?? keepsBlocks, { offset, sizeLimit, fileName: reference, flags })
 }
 
 /** Attaches. Undefined: it is. A failure is the kernel's; nothing is attached then, also where this throws. */
@@ -72,7 +75,9 @@ export async function configure(target: Target, deadline: Deadline): Promise<Fai
   const { fd, backing, settings } = target
   if (!hasLoopConfigure(fd)) return setFd(target, deadline)
   // K16, 6.15 and later: it flushes the file first. So it runs on a thread, as every call that takes a file.
-  const answer = await callsOf(target).loopConfigure(fd, backing.fd, encodeSettings(settings))
+  const config = newConfig()
+  writeSettings(placeOf(config), settings)
+  const answer = await callsOf(target).loopConfigure(fd, backing.fd, config)
   return answer < 0 ? failureOf(target, 'LOOP_CONFIGURE', answer) : undefined
 }
 

@@ -12,15 +12,15 @@ import { type AttachOptions, checkWanted, OPTION_NAMES } from './options.ts'
 
 /** {@link attachFile}, or a stack where that is asked for. */
 export async function attachPlainOrStack(file: BackingFile, options?: AttachOptions): Promise<Handle> {
-  const { swappable, ...given } = checkOptions(options, OPTION_NAMES)
-  if (swappable === undefined || !checkBoolean('swappable', swappable)) return attachFile(file, given)
+  const given = checkOptions(options, OPTION_NAMES)
+  if (given.swappable === undefined || !checkBoolean('swappable', given.swappable)) return attachFile(file, given)
   if (given.readOnly !== true) throw wrongValue('swappable', 'needs readOnly: true')
   if (given.overlap === 'reuse') throw wrongValue('overlap', "cannot be 'reuse' with swappable")
   // Those that are for the upper device must be refused before the lower one is made.
   checkWanted(given)
   const deadline = checkDeadline(given, 10_000)
 
-  const { number, partscan, reference, autoclear, lock, ...forLower } = given
+  const { swappable: _, number, partscan, reference, autoclear, lock, ...forLower } = given
   const lower = await attachFile(file, { ...forLower, reference: LOWER_TAG }, number)
   try {
     const { blockSize, createNode, signal } = given

@@ -61,6 +61,8 @@ function warnOfTail(handle: Handle, { size }: Backing, { offset, sizeLimit }: Se
     const message = `the last ${cut} bytes of the ${isLimited ? 'window' : 'file'} are cut off: a device has whole sectors of 512 bytes`
     warnings.add('tail-cut', message, isLimited ? undefined : WHOLE_SECTORS)
   }
+  // Where no block can be cut, there is no need to ask for their size.
+  if ((shown - cut) % LARGEST_BLOCK === 0n) return
   const blockSize = binding().blkSszGetSync(descriptor)
   if (blockSize <= 512) return
   const unreadable = (shown - cut) % BigInt(blockSize)
@@ -68,6 +70,9 @@ function warnOfTail(handle: Handle, { size }: Backing, { offset, sizeLimit }: Se
   const message = `the last ${unreadable} bytes of the device cannot be read: they are less than a block of ${blockSize} bytes`
   warnings.add('tail-cut', message, 'a block size of 512 shows them; or make the file longer')
 }
+
+/** Logical blocks have at most so many bytes. */
+const LARGEST_BLOCK = 65_536n
 
 const WHOLE_SECTORS = 'truncate --size=%512 makes it whole sectors, with zeros'
 

@@ -36,13 +36,11 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline, as
   try {
     for (;;) {
       deadline.throwIfAborted()
-      await runPlanned(
-        phases.filter(({ isDone }) => !isDone),
-        deadline.bound,
-        asked,
-      )
+      const left = phases.filter(isLeft)
+      await runPlanned(left, deadline.bound, asked)
       deadline.throwIfAborted()
-      const next = phases.find(({ isDone }) => !isDone)
+      // One of them can also have to be done again.
+      const next = phases.find(isLeft)
       if (next === undefined) return
       if (next.plan !== undefined) decide(() => `${nameOf(next)}: step by step`)
       await next.byHand()
@@ -52,6 +50,10 @@ export async function runPhases(phases: readonly Phase[], deadline: Deadline, as
     for (const phase of phases.toReversed()) await undo(phase)
     throw error
   }
+}
+
+function isLeft({ isDone }: Phase): boolean {
+  return !isDone
 }
 
 /** `Backing` for a BackingPhase. */
@@ -81,7 +83,7 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
     if (take === undefined) break
     takers.push(take)
   }
-  if (takers.length === 0) return
+  if (takers.length === 0) return sequence.giveBack()
   decide(() => `in one hop: ${phases.slice(0, takers.length).map(nameOf).join(', ')}`)
   try {
     await sequence.run(bound, asked)
@@ -98,5 +100,6 @@ async function runPlanned(phases: readonly Phase[], bound: Bound, asked: Asked |
       refused.push(error)
     }
   }
+  sequence.giveBack()
   if (refused.length > 0) throw refused[0]
 }

@@ -30,7 +30,7 @@ export class Warnings {
   readonly #all = new Map<string, Warning>()
 
   get list(): readonly Warning[] {
-    return [...this.#all.values()]
+    return this.#all.size === 0 ? [] : [...this.#all.values()]
   }
 
   add(code: WarningCode, message: string, hint?: string): void {

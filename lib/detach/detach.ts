@@ -1,6 +1,6 @@
 /** Letting go of a device, and knowing whether it went: LOOP_CLR_FD answering 0 does not mean detached. */
 
-import { checkBoolean, checkOptions } from '../common/arguments.ts'
+import { checkBoolean } from '../common/arguments.ts'
 import { checkDeadline, type Deadline, type Wait } from '../common/deadline.ts'
 import { runPhases } from '../common/phases.ts'
 import { LoopError } from '../errors/errors.ts'
@@ -30,9 +30,12 @@ export interface DetachOptions extends Wait {
 /** `deferred`: somebody still uses the device; the kernel detaches it when the last of them has closed it. */
 export type DetachResult = 'detached' | 'deferred'
 
-/** Detaches and closes the handle. When it rejects, the handle stays open and the attachment as it was. */
-export async function detach(handle: Handle, options?: DetachOptions): Promise<DetachResult> {
-  const given = checkOptions(options, ['lazy', 'force', 'timeout', 'signal'])
+/**
+ * Detaches and closes the handle. When it rejects, the handle stays open and the attachment as it was.
+ *
+ * @param given the library's own, or checked by checkOptions()
+ */
+export async function detach(handle: Handle, given: DetachOptions): Promise<DetachResult> {
   const lazy = given.lazy === undefined ? false : checkBoolean('lazy', given.lazy)
   const force = given.force === undefined ? false : checkBoolean('force', given.force)
   const deadline = checkDeadline(given, 4_000)

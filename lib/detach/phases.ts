@@ -71,12 +71,12 @@ export class ExclusivePhase implements Phase {
   }
 
   /** Where autoclear is off, a deferred detach has to be taken back with LOOP_SET_STATUS64, which wants write access. */
-  get #access(): number {
+  #access(): number {
     return this.#work.autoclear ? O_RDONLY : O_RDWR
   }
 
   plan(sequence: Sequence): (() => void) | undefined {
-    const exclusive = sequence.call('openLoop', this.#work.handle.number, this.#access | O_EXCL)
+    const exclusive = sequence.call('openLoop', this.#work.handle.number, this.#access() | O_EXCL)
     this.#work.exclusive = exclusive
     return () => {
       this.#work.exclusive = exclusive.fd
@@ -96,8 +96,8 @@ export class ExclusivePhase implements Phase {
   /** @throws `permission` where a deferred detach could not be taken back */
   async #open(): Promise<number> {
     const { handle } = this.#work
-    const fd = await openDevice(handle.number, this.#access | O_EXCL, handle.bound)
-    if (this.#access === O_RDONLY || (fd !== -EACCES && fd !== -EPERM)) return fd
+    const fd = await openDevice(handle.number, this.#access() | O_EXCL, handle.bound)
+    if (this.#access() === O_RDONLY || (fd !== -EACCES && fd !== -EPERM)) return fd
     if (!canAdministrate()) throw handle.explain('open', fd)
     return openDevice(handle.number, O_RDONLY | O_EXCL, handle.bound)
   }

@@ -35,7 +35,7 @@ async function readOrRecall(handle: Handle): Promise<Info> {
   const bytes = newInfo()
   const answer = await handle.calls.loopGetStatus64(handle.descriptor, bytes)
   const recalled = answer >= 0 || OF_DEVICE.has(-answer) ? undefined : recall(handle)
-  if (recalled === undefined) return handle.takeOver(bytes, answer)
+  if (recalled === undefined) return { bytes, info: handle.takeOver(bytes, answer) }
   handle.assertAttachment()
   return recalled
 }

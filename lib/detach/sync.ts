@@ -62,7 +62,7 @@ function requestDetach(handle: Handle, deadline: Deadline): Present {
  * ends with the process, while a process that is in fsync(2) of a device whose server is silent cannot end.
  */
 function flush({ number, descriptor }: Handle): number {
-  const sequence = new Sequence()
+  const sequence = new Sequence(true)
   sequence.try('loopGetFlags', descriptor)
   const flushed = sequence.call('fsync', descriptor)
   return runWithin(sequence, FLUSH_MS, number) ? (flushed.answer ?? 0) : -ETIMEDOUT
@@ -70,7 +70,7 @@ function flush({ number, descriptor }: Handle): number {
 
 /** LOOP_CLR_FD, which has no answer where it does not come back; and the last close, but for an operation in flight. */
 function clear({ number, descriptor, isRunning, ref: { diskSeq } }: Handle, ms: number): Step {
-  const sequence = new Sequence()
+  const sequence = new Sequence(true)
   const cleared = sequence.call('loopClrFd', descriptor)
   if (!isRunning) sequence.try('vacate', descriptor)
   // Its thread had not come to LOOP_CLR_FD, on a busy machine: as long as it is the same attachment, it is detached then.

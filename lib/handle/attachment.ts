@@ -69,11 +69,10 @@ export class Attachment {
   get ref(): LoopRef {
     const diskSeq = this.#diskSeq
     const backing = this.#backing
-    return {
-      number: this.number,
-      ...(diskSeq !== undefined && { diskSeq }),
-      ...(backing !== undefined && !diskSeqCountsAttachments() && { backing: nameOf(backing) }),
-    }
+    const ref: LoopRef = { number: this.number }
+    if (diskSeq !== undefined) ref.diskSeq = diskSeq
+    if (backing !== undefined && !diskSeqCountsAttachments()) ref.backing = nameOf(backing)
+    return ref
   }
 
   /** Undefined where the kernel gives nothing that would tell another attachment. */
@@ -124,8 +123,8 @@ export class Attachment {
    *
    * @throws `replaced`
    */
-  takeOver(info: LoopInfo64, fd: number): void {
-    this.assertStill(fd)
+  takeOver(info: LoopInfo64, fd: number, diskSeq?: number): void {
+    this.assertStill(fd, diskSeq)
     this.#flags = info.flags
     this.#reference = info.fileName
     if (!this.#isChanging) this.#backing = info
@@ -134,11 +133,11 @@ export class Attachment {
   /**
    * An open descriptor of the device defers every detach, so an attachment that was there when the device was opened
    * is still there, whoever changed its file or its settings meanwhile: the disk sequence number that it has now is
-   * taken over. A device that was free when it was opened can be anybody's since.
+   * taken over. A device that was free when it was opened can be anybody's since. `diskSeq`: where it has been read.
    *
    * @throws `replaced`
    */
-  assertStill(fd: number): void {
+  assertStill(fd: number, diskSeq?: number): void {
     if (this.#isChanging) return
     if (!this.#isAttached) {
       throw refusal('replaced', 'ioctl', `now belongs to another attachment, of ${readBackingFileSync(this.number)}`, {
@@ -147,7 +146,7 @@ export class Attachment {
         hint: 'it was free when this handle was opened; nothing was changed',
       })
     }
-    this.#diskSeq = readDiskSeq(fd)
+    this.#diskSeq = diskSeq ?? readDiskSeq(fd)
   }
 
   /** Runs a call that changes the identity, answers a negative errno, and is our own. */

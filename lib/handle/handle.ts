@@ -14,7 +14,7 @@ import { type Bound, type Bounded, GivenUp, UNDOING, within } from '../kernel/bo
 import { callWithinSync, closeWithinSync } from '../kernel/bounded-sync.ts'
 import { devicePath, openDevice } from '../kernel/devnode.ts'
 import { close, closeSoon, closeSync, O_RDWR } from '../kernel/files.ts'
-import { decodeInfo, type LoopInfo64, newInfo } from '../kernel/uapi.ts'
+import { decodeInfo, type LoopInfo64, newInfo, type Struct } from '../kernel/uapi.ts'
 import { Attachment, type Expected, readDiskSeq, type Seen } from './attachment.ts'
 import type { Backing, LoopRef } from './identity.ts'
 
@@ -49,7 +49,6 @@ export class Handle {
   readonly owned: boolean
   /** Whether nodes of partitions are made where they are missing. */
   readonly createNode: boolean
-
   /** How many sectors had been written to the device when it was attached, in sysfs; undefined: not known. */
   readonly writesBefore: number | undefined
 
@@ -273,7 +272,7 @@ export class Handle {
     const { fd } = this.#remains
     this.#remains.fd = -1
     owned.delete(this)
-    forgotten.unregister(this)
+    if (!this.owned) forgotten.unregister(this)
     return fd
   }
 
@@ -301,25 +300,26 @@ export class Handle {
    */
   async readInfo(): Promise<Info> {
     const bytes = newInfo()
-    return this.takeOver(bytes, await this.calls.loopGetStatus64(this.descriptor, bytes))
+    const answer = await this.calls.loopGetStatus64(this.descriptor, bytes)
+    return { bytes, info: this.takeOver(bytes, answer) }
   }
 
   readInfoSync(): Info {
     const bytes = newInfo()
     const answer = callWithinSync(SYNC_MS, this.number, 'loopGetStatus64', this.descriptor, bytes)
-    return this.takeOver(bytes, answer ?? -ETIMEDOUT)
+    return { bytes, info: this.takeOver(bytes, answer ?? -ETIMEDOUT) }
   }
 
   /**
-   * Takes over what LOOP_GET_STATUS64 has answered.
+   * Takes over what LOOP_GET_STATUS64 has answered, and the disk sequence number where that has been read with it.
    *
    * @throws `not-attached`, `detaching`, `replaced`
    */
-  takeOver(bytes: Uint8Array, answer: number): Info {
+  takeOver(struct: Struct, answer: number, diskSeq?: number): LoopInfo64 {
     if (answer < 0) throw this.explain('LOOP_GET_STATUS64', answer)
-    const info = decodeInfo(bytes)
-    this.#attachment.takeOver(info, this.descriptor)
-    return { bytes, info }
+    const info = decodeInfo(struct)
+    this.#attachment.takeOver(info, this.descriptor, diskSeq)
+    return info
   }
 
   /** Issues a call that needs write access or CAP_SYS_ADMIN; opens for writing only where the kernel asks for it. */

@@ -57,6 +57,7 @@ export interface Calls {
   sysfsAutoclear: [number: number]
   sysfsSectorsWritten: [number: number]
   sysfsBackingFile: [number: number, text: Uint8Array]
+  sysfsBackingFileShort: [number: number, text: Uint8Array]
   open: [path: Uint8Array, flags: number]
   openRegular: [path: Uint8Array, flags: number]
   openLoop: [number: number, flags: number]

@@ -17,9 +17,9 @@
  * wait, each for as long as its own bound allows.
  */
 
-import { onAbort } from './abort.ts'
 import { type Binding, binding, type CallName, type Calls } from './binding.ts'
 import { decide } from './trace.ts'
+import { Watcher } from './watchers.ts'
 
 /** The number of a device, or the path of a file. */
 export type Asked = number | string
@@ -138,26 +138,52 @@ export function assertNotOver(name: string, { left, signal }: Bound, asked: Aske
  *
  * @throws GivenUp
  */
-export async function callBounded<T>(
+export function callBounded<T>(
   name: string,
   start: () => Promise<T>,
   bound: Bound,
   asked: Asked | undefined,
 ): Promise<T> {
-  assertNotOver(name, bound, asked)
   const { left, signal } = bound
+  if (left <= 0 || signal?.aborted === true) return Promise.reject(new GivenUp(name, asked, signal))
   const end = performance.now() + left
   const gate = asked === undefined ? undefined : gateOf(asked)
   const entered = gate?.enter(end, signal) ?? true
-  if (entered !== true && !(await entered)) throw new GivenUp(name, asked, signal)
+  return entered === true
+    ? startBounded(name, start, end, signal, asked, gate)
+    : startAfter(entered, name, start, end, signal, asked, gate)
+}
+
+async function startAfter<T>(
+  entered: Promise<boolean>,
+  name: string,
+  start: () => Promise<T>,
+  end: number,
+  signal: AbortSignal | undefined,
+  asked: Asked | undefined,
+  gate: Gate | undefined,
+): Promise<T> {
+  if (!(await entered)) throw new GivenUp(name, asked, signal)
   if (signal?.aborted === true) {
     gate?.leave(false)
     throw new GivenUp(name, asked, signal)
   }
+  return startBounded(name, start, end, signal, asked, gate)
+}
+
+/** Without awaiting anything: the call has begun when this returns. */
+function startBounded<T>(
+  name: string,
+  start: () => Promise<T>,
+  end: number,
+  signal: AbortSignal | undefined,
+  asked: Asked | undefined,
+  gate: Gate | undefined,
+): Promise<T> {
   return new Promise<T>((resolve, reject) => {
     let call = -1
     let isStuck = false
-    const watched = watch(end, signal, () => {
+    const watcher = new Watcher(end, signal, () => {
       const answer = binding().giveUpSync(call)
       // It has come back, and is about to be told.
       if (answer === 0) return
@@ -169,7 +195,7 @@ export async function callBounded<T>(
       reject(new GivenUp(name, asked, signal, answer === 2 ? back : undefined))
     })
     const leave = () => {
-      watched.forget()
+      watcher.forget()
       if (isStuck) stuckCalls--
       gate?.leave(isStuck)
     }
@@ -211,11 +237,14 @@ let stuckCalls = 0
 /** How many calls to one device or file run at once. */
 const MOST_AT_ONCE = 4
 
+/** How many gates are kept for the next call to the same device or file, with nobody in them. */
+const MOST_KEPT = 64
+
 const gates = new Map<Asked, Gate>()
 
 function gateOf(asked: Asked): Gate {
   let gate = gates.get(asked)
-  if (gate === undefined) gates.set(asked, (gate = new Gate(() => gates.delete(asked))))
+  if (gate === undefined) gates.set(asked, (gate = new Gate(asked)))
   return gate
 }
 
@@ -224,20 +253,20 @@ class Gate {
   stuck = 0
   #running = 0
   readonly #waiting = new Set<() => void>()
-  readonly #onEmpty: () => void
+  readonly #asked: Asked
 
-  constructor(onEmpty: () => void) {
-    this.#onEmpty = onEmpty
+  constructor(asked: Asked) {
+    this.#asked = asked
   }
 
   /** False where the bound ended first. Who has entered must leave. */
   enter(end: number, signal: AbortSignal | undefined): Promise<boolean> | true {
-    if (this.#isOpen && this.#waiting.size === 0) {
+    if (this.#isOpen() && this.#waiting.size === 0) {
       this.#running++
       return true
     }
     return new Promise((resolve) => {
-      const watched = watch(
+      const watcher = new Watcher(
         end,
         signal,
         () => {
@@ -248,7 +277,7 @@ class Gate {
         true,
       )
       const enter = () => {
-        watched.forget()
+        watcher.forget()
         this.#running++
         resolve(true)
       }
@@ -265,75 +294,24 @@ class Gate {
   leave(wasStuck: boolean): void {
     if (wasStuck) this.stuck--
     else this.#running--
-    for (const enter of this.#waiting) {
-      if (!this.#isOpen) break
-      this.#waiting.delete(enter)
-      enter()
-    }
+    if (this.#waiting.size > 0) this.#letIn()
     this.#endIfEmpty()
   }
 
-  get #isOpen(): boolean {
+  #letIn(): void {
+    for (const enter of this.#waiting) {
+      if (!this.#isOpen()) break
+      this.#waiting.delete(enter)
+      enter()
+    }
+  }
+
+  #isOpen(): boolean {
     return this.stuck === 0 && this.#running < MOST_AT_ONCE
   }
 
   #endIfEmpty(): void {
-    if (this.#running === 0 && this.stuck === 0 && this.#waiting.size === 0) this.#onEmpty()
+    if (gates.size <= MOST_KEPT) return
+    if (this.#running === 0 && this.stuck === 0 && this.#waiting.size === 0) gates.delete(this.#asked)
   }
-}
-
-interface Watcher {
-  end: number
-  onEnd: () => void
-  keepsAlive: boolean
-  unlisten: () => void
-}
-
-/**
- * Calls `onEnd` when the time has come (as performance.now() counts it) or the signal is aborted, once. One timer serves
- * all, and is not touched by a call that comes back in time; one listener serves all who wait for a signal.
- */
-function watch(end: number, signal: AbortSignal | undefined, onEnd: () => void, keepsAlive = false) {
-  const watcher: Watcher = { end, onEnd: ended, keepsAlive, unlisten: () => {} }
-  function forget(): void {
-    if (watchers.delete(watcher) && keepsAlive && --alive === 0) timer?.unref()
-    watcher.unlisten()
-  }
-  function ended(): void {
-    forget()
-    onEnd()
-  }
-  watcher.unlisten = onAbort(signal, ended)
-  if (end < Infinity || keepsAlive) {
-    watchers.add(watcher)
-    if (keepsAlive && alive++ === 0) timer?.ref()
-    if (end < timerEnd || timer === undefined) arm(end)
-  }
-  return { forget }
-}
-
-const watchers = new Set<Watcher>()
-let alive = 0
-let timer: NodeJS.Timeout | undefined
-let timerEnd = Infinity
-/** A timer takes no more. */
-const MOST_MS = 2 ** 31 - 1
-
-function arm(end: number): void {
-  clearTimeout(timer)
-  timerEnd = end
-  timer = setTimeout(endAll, Math.min(MOST_MS, Math.max(1, Math.ceil(end - performance.now()))))
-  if (alive === 0) timer.unref()
-}
-
-function endAll(): void {
-  timer = undefined
-  timerEnd = Infinity
-  const now = performance.now()
-  let next = Infinity
-  for (const { end, onEnd } of watchers) {
-    if (end <= now) onEnd()
-    else next = Math.min(next, end)
-  }
-  if (watchers.size > 0 && timer === undefined) arm(next)
 }

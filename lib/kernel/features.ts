@@ -15,6 +15,11 @@ export function knownFeatures(): Partial<Record<Feature, boolean>> {
   return Object.fromEntries(known)
 }
 
+/** Whether it has been found out that the kernel has it. */
+export function isKnown(name: Feature): boolean {
+  return known.get(name) === true
+}
+
 /** What only an attachment of our own can show: partitions found, direct I/O taken. */
 export function observeFeature(name: Feature, found: boolean): void {
   known.set(name, found)

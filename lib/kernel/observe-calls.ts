@@ -14,6 +14,10 @@ export function observe(onCall: ((call: string) => void) | undefined, options?: 
   inSequences = options?.inSequences ?? false
 }
 
+export function isObserved(): boolean {
+  return observer !== undefined
+}
+
 /** Whether somebody wants to stand between the calls of a sequence. */
 export function wantsSingleCalls(): boolean {
   return observer !== undefined && !inSequences

@@ -3,8 +3,10 @@
 import { binding, type CallName, type Calls, NoThread } from './binding.ts'
 import { type Asked, assertNotOver, type Bound, callBounded, GivenUp } from './bounded.ts'
 import { callBoundedSync } from './bounded-sync.ts'
-import { tell, wantsSingleCalls } from './observe-calls.ts'
+import { isObserved, tell, wantsSingleCalls } from './observe-calls.ts'
+import { giveBackTape, Room, type Tape, takeTape } from './tape.ts'
 import { isTraced, traceCall } from './trace.ts'
+import { encodePath } from './uapi.ts'
 
 /** A call of a sequence: once that has run, its answer; undefined where it ended before. */
 export class Step {
@@ -25,9 +27,15 @@ export class Step {
   }
 }
 
-type Value = number | Uint8Array | Step
-/** A number can be the answer of an earlier step. */
-type OrStep<Values extends unknown[]> = { [I in keyof Values]: Values[I] extends number ? number | Step : Values[I] }
+type Value = number | Uint8Array | Room | Step
+/** A number can be the answer of an earlier step, and data can be on the tape already. */
+type OrStep<Values extends unknown[]> = {
+  [I in keyof Values]: Values[I] extends number
+    ? number | Step
+    : Values[I] extends Uint8Array
+      ? Uint8Array | Room
+      : never
+}
 
 /** When the sequence goes on: as in native/sequence.cc. */
 const UNLESS_FAILED = 0
@@ -37,6 +45,7 @@ const NEW_PART = 4
 const UNDOING = 8
 const TIMED = 16
 
+/** A step as it was planned, for whoever listens to each. */
 interface Planned {
   name: CallName
   values: readonly Value[]
@@ -45,31 +54,45 @@ interface Planned {
   step: Step
 }
 
-// struct Step in native/sequence.cc
-const STEP_SIZE = 48
-const [INTS, DOUBLES] = [STEP_SIZE / 4, STEP_SIZE / 8]
-const [CALL, FLOW, ANSWERS, MICROSECONDS, ARGUMENTS] = [0, 1, 2, 3, 4]
-const [EXPECTED, ANSWER] = [4, 5]
+/** The caller's array, and where its bytes are on the tape. */
+interface Copy {
+  bytes: Uint8Array
+  room: Room
+}
 
-/** Data that calls fill is filled when the sequence has run. */
+/** Arrays that calls fill are filled when the sequence has run; rooms are, until it is given back. */
 export class Sequence {
-  readonly #planned: Planned[] = []
+  readonly #tape: Tape = takeTape()
+  readonly #steps: Step[] = []
+  readonly #copies: Copy[] = []
+  /** Where somebody listens, or the calls may have to be made one by one. */
+  readonly #planned: Planned[] | undefined
+  #hasRooms = false
+  #isGivenBack = false
   #newPart = 0
   #undoing = 0
 
+  /** `isSync`: for {@link runWithinSync}. */
+  constructor(isSync = false) {
+    this.#planned = isSync || isObserved() || isTraced() ? [] : undefined
+  }
+
   /** The sequence ends here if the call fails. */
-  call<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step {
-    return this.#plan(UNLESS_FAILED, 0, name, values)
+  call<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step
+  call(name: CallName, a?: Value, b?: Value, c?: Value, d?: Value): Step {
+    return this.#plan(UNLESS_FAILED, 0, name, a, b, c, d)
   }
 
   /** The sequence ends here if the answer is another. */
-  expect<Name extends CallName>(expected: number, name: Name, ...values: OrStep<Calls[Name]>): Step {
-    return this.#plan(IF_EXPECTED, expected, name, values)
+  expect<Name extends CallName>(expected: number, name: Name, ...values: OrStep<Calls[Name]>): Step
+  expect(expected: number, name: CallName, a?: Value, b?: Value, c?: Value, d?: Value): Step {
+    return this.#plan(IF_EXPECTED, expected, name, a, b, c, d)
   }
 
   /** The sequence goes on in any case. */
-  try<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step {
-    return this.#plan(ALWAYS, 0, name, values)
+  try<Name extends CallName>(name: Name, ...values: OrStep<Calls[Name]>): Step
+  try(name: CallName, a?: Value, b?: Value, c?: Value, d?: Value): Step {
+    return this.#plan(ALWAYS, 0, name, a, b, c, d)
   }
 
   /** What follows is called whatever became of what was before. */
@@ -86,11 +109,58 @@ export class Sequence {
     this.#undoing = UNDOING
   }
 
-  #plan(flow: number, expected: number, name: CallName, values: readonly unknown[]): Step {
-    const step = new Step(this.#planned.length)
-    this.#planned.push({ name, values: values as Value[], flow: flow | this.#newPart | this.#undoing, expected, step })
+  /** Room for a struct that a call reads or fills, zeroed: without an array of its own, and until {@link giveBack}. */
+  room(size: number): Room {
+    this.#hasRooms = true
+    return this.#tape.addRoom(size)
+  }
+
+  /** A path, the same way. */
+  path(path: string | Buffer): Room {
+    if (typeof path !== 'string') return this.#tape.addBytes(encodePath(path))
+    return this.#tape.addText(path)
+  }
+
+  /** To be called when the sequence has run, and the rooms have been read. */
+  giveBack(): void {
+    if (!this.#isGivenBack) giveBackTape(this.#tape)
+    this.#isGivenBack = true
+  }
+
+  #plan(
+    flow: number,
+    expected: number,
+    name: CallName,
+    a: Value | undefined,
+    b: Value | undefined,
+    c: Value | undefined,
+    d: Value | undefined,
+  ): Step {
+    const flows = flow | this.#newPart | this.#undoing
+    const index = this.#tape.addStep(rowOf(name), isTraced() ? flows | TIMED : flows, expected)
+    if (a !== undefined) this.#setArgument(index, 0, a)
+    if (b !== undefined) this.#setArgument(index, 1, b)
+    if (c !== undefined) this.#setArgument(index, 2, c)
+    if (d !== undefined) this.#setArgument(index, 3, d)
+    const step = new Step(index)
+    this.#steps.push(step)
     this.#newPart = 0
+    if (this.#planned !== undefined) {
+      const values = [a, b, c, d].filter((value) => value !== undefined)
+      this.#planned.push({ name, values, flow: flows, expected, step })
+    }
     return step
+  }
+
+  #setArgument(step: number, argument: number, value: Value): void {
+    if (typeof value === 'number') this.#tape.setNumber(step, argument, value)
+    else if (value instanceof Step) this.#tape.setAnswer(step, argument, value.index)
+    else if (value instanceof Room) this.#tape.setData(step, argument, value)
+    else {
+      const room = this.#tape.addBytes(value)
+      this.#copies.push({ bytes: value, room })
+      this.#tape.setData(step, argument, room)
+    }
   }
 
   /**
@@ -104,12 +174,17 @@ export class Sequence {
       if (bound !== undefined) assertNotOver('sequence', bound, asked)
       return this.#runSingly()
     }
-    const tape = this.#encode()
-    const run = async (): Promise<void> => {
-      await binding().sequenceRun(this.#planned.length, tape, false)
-      this.#decode(tape)
+    if (bound === undefined) await this.#start(false)
+    else {
+      try {
+        await callBounded('sequence', () => this.#start(false), bound, asked)
+      } catch (error) {
+        if (error instanceof GivenUp && error.hasBegun) error.back = this.#decodeAfter(error.back)
+        throw error
+      }
     }
-    await (bound === undefined ? run() : callBounded('sequence', run, bound, asked))
+    this.#decode()
+    if (!this.#hasRooms) this.giveBack()
   }
 
   /**
@@ -120,73 +195,39 @@ export class Sequence {
    */
   runWithinSync(ms: number, asked?: Asked): void {
     if (wantsSingleCalls()) return this.#runSinglySync()
-    const tape = this.#encode()
-    const run = (): Promise<void> => binding().sequenceRun(this.#planned.length, tape, true)
     try {
-      callBoundedSync('sequence', run, ms, asked)
-      this.#decode(tape)
+      callBoundedSync('sequence', () => this.#start(true), ms, asked)
+      this.#decode()
     } catch (error) {
       if (error instanceof NoThread) return this.#runSinglySync()
-      if (error instanceof GivenUp && error.hasBegun) void error.back.then(() => this.#decode(tape))
+      if (error instanceof GivenUp && error.hasBegun) void this.#decodeAfter(error.back)
       throw error
     }
   }
 
-  #encode(): Uint8Array {
-    let end = this.#planned.length * STEP_SIZE
-    const data: [at: number, bytes: Uint8Array][] = []
-    const place = (bytes: Uint8Array): number => {
-      const at = end
-      data.push([at, bytes])
-      end += Math.ceil(bytes.length / 8) * 8
-      return at
-    }
-    /** Itself, the number of the step it comes from, or where on the tape it is. */
-    const numberOf = (value: Value): number =>
-      typeof value === 'number' ? value : value instanceof Step ? value.index : place(value)
-    const numbers = this.#planned.map(({ values }) => values.map(numberOf))
-
-    const tape = new Uint8Array(end)
-    const ints = new Int32Array(tape.buffer)
-    const doubles = new Float64Array(tape.buffer)
-    const timed = isTraced() ? TIMED : 0
-    for (const [i, { name, values, flow, expected }] of this.#planned.entries()) {
-      const at = i * INTS
-      ints[at + CALL] = rowOf(name)
-      ints[at + FLOW] = flow | timed
-      ints[at + ANSWERS] = values.reduce<number>((bits, value, k) => bits | (value instanceof Step ? 1 << k : 0), 0)
-      ints.set(numbers[i] ?? [], at + ARGUMENTS)
-      doubles[i * DOUBLES + EXPECTED] = expected
-      doubles[i * DOUBLES + ANSWER] = Number.NaN
-    }
-    for (const [at, bytes] of data) tape.set(bytes, at)
-    return tape
+  #start(closes: boolean): Promise<void> {
+    return binding().sequenceRun(this.#tape.count, this.#tape.bytes, closes)
   }
 
-  #decode(tape: Uint8Array): void {
-    const doubles = new Float64Array(tape.buffer)
-    let at = this.#planned.length * STEP_SIZE
-    for (const [i, { name, values, step }] of this.#planned.entries()) {
-      const answer = doubles[i * DOUBLES + ANSWER] ?? Number.NaN
-      if (!Number.isNaN(answer)) {
-        step.answer = answer
-        tell(name)
-      }
-      for (const value of values) {
-        if (!(value instanceof Uint8Array)) continue
-        value.set(tape.subarray(at, at + value.length))
-        at += Math.ceil(value.length / 8) * 8
-      }
-    }
-    if (isTraced()) this.#trace(tape)
+  async #decodeAfter(back: Promise<unknown>): Promise<void> {
+    await back
+    this.#decode()
   }
 
-  #trace(tape: Uint8Array): void {
-    const floats = new Float32Array(tape.buffer)
-    for (const [i, { name, values, step }] of this.#planned.entries()) {
+  #decode(): void {
+    const tape = this.#tape
+    for (const step of this.#steps) {
+      const answer = tape.answerOf(step.index)
+      if (!Number.isNaN(answer)) step.answer = answer
+    }
+    for (const { bytes, room } of this.#copies) bytes.set(room.bytes)
+    if (this.#planned !== undefined) this.#tell(this.#planned)
+  }
+  #tell(planned: readonly Planned[]): void {
+    for (const { name, values, step } of planned) {
       if (step.answer === undefined) continue
-      const told = values.map((value) => (value instanceof Step ? value.fd : value))
-      traceCall(name, told, step.answer, floats[i * INTS + MICROSECONDS] ?? 0)
+      tell(name)
+      if (isTraced()) traceCall(name, values.map(toNative), step.answer, this.#tape.microsecondsOf(step.index))
     }
   }
 
@@ -209,15 +250,20 @@ export class Sequence {
   /** Yields the calls that are to be made, and is told what each of them answers. */
   *#callSingly(): Generator<{ name: CallName; numbers: (number | Uint8Array)[] }, void, number> {
     let goesOn = true
-    for (const { name, values, flow, expected, step } of this.#planned) {
+    for (const { name, values, flow, expected, step } of this.#planned ?? []) {
       if ((flow & UNDOING) !== 0 || (!goesOn && (flow & NEW_PART) === 0)) continue
-      const numbers = values.map((value) => (value instanceof Step ? value.fd : value))
+      const numbers = values.map(toNative)
       const answer = yield { name, numbers }
       step.answer = answer
       const kind = flow & ~NEW_PART
       goesOn = kind === ALWAYS || (kind === IF_EXPECTED ? answer === expected : answer >= 0)
     }
   }
+}
+
+/** As a call by itself takes it. */
+function toNative(value: Value): number | Uint8Array {
+  return value instanceof Step ? value.fd : value instanceof Room ? value.bytes : value
 }
 
 let rows: ReadonlyMap<string, number> | undefined

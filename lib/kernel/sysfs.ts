@@ -104,30 +104,30 @@ function readPartition(directory: string, name: string): KnownPartition | [] {
 }
 
 /** Links of the directory of a device without partitions, attached and free: every directory in it is one. */
-const links = new Map<boolean, bigint>()
+const links: Record<'attached' | 'free', number | undefined> = { attached: undefined, free: undefined }
 
 /** Links of the directory of a device without partitions; undefined where none such has been seen yet. */
 export function linksWithoutPartitions(of: 'attached' | 'free'): number | undefined {
-  const known = links.get(of === 'attached')
-  return known === undefined ? undefined : Number(known)
+  return links[of]
 }
 
 /** Whether the device has partitions: to be asked at every attach and detach, so mostly by two stat(). */
 export function hasPartitions(number: number): boolean {
   const before = lookAtLinks(number)
-  if (before === undefined || before.nlink === links.get(before.bound)) return false
+  if (before === undefined || before.nlink === links[before.state]) return false
   const names = readDirectorySync(deviceDirectory(number))
   const found = typeof names !== 'number' && names.some((name) => name.startsWith(`loop${number}p`))
   // Attached or detached meanwhile, the links would be those of the other state: it is learnt where two looks agree.
   const after = lookAtLinks(number)
-  if (!found && after?.bound === before.bound && after.nlink === before.nlink) links.set(before.bound, before.nlink)
+  if (!found && after?.state === before.state && after.nlink === before.nlink) links[before.state] = before.nlink
   return found
 }
 
-function lookAtLinks(number: number): { bound: boolean; nlink: bigint } | undefined {
+function lookAtLinks(number: number): { state: 'attached' | 'free'; nlink: number } | undefined {
   const bound = isBound(number)
   const directory = statSync(deviceDirectory(number))
-  return typeof directory === 'number' || bound !== isBound(number) ? undefined : { bound, nlink: directory.nlink }
+  if (typeof directory === 'number' || bound !== isBound(number)) return undefined
+  return { state: bound ? 'attached' : 'free', nlink: Number(directory.nlink) }
 }
 
 /** Where a block device lies: a partition on its disk, a whole device on itself. */
@@ -284,9 +284,12 @@ function optionalNumber(value: Buffer | number): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** An attribute of a device, as the addon reads it. */
+/** Bytes that the addon reads of an attribute of a device; and where it is to be short, as most paths are. */
+export const ATTRIBUTE_SIZE: number = 4_096
+export const SHORT_SIZE: number = 256
+
 export function newAttribute(): Buffer {
-  return Buffer.alloc(4096)
+  return Buffer.alloc(ATTRIBUTE_SIZE)
 }
 
 /** Of the attribute and its length: undefined where it could not be read, null where it is too long to be told. */

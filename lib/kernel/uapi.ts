@@ -36,8 +36,8 @@ export interface LoopInfo64 {
   fileName: string
 }
 
-const INFO_SIZE = 232
-const CONFIG_SIZE = 304
+export const INFO_SIZE = 232
+export const CONFIG_SIZE = 304
 const INFO_IN_CONFIG = 8
 
 // Offsets in struct loop_info64
@@ -61,54 +61,82 @@ function view(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
 }
 
+/** Where in a buffer something is. */
+export interface Place {
+  readonly data: DataView
+  readonly at: number
+}
+
+/** A struct: an array of its own, or a place. */
+export type Struct = Uint8Array | Place
+
+export function placeOf(struct: Struct): Place {
+  return struct instanceof Uint8Array ? { data: view(struct), at: 0 } : struct
+}
+
 /** A zeroed struct loop_info64 for the kernel to fill. */
 export function newInfo(): Uint8Array {
   return new Uint8Array(INFO_SIZE)
 }
 
-export function decodeInfo(bytes: Uint8Array): LoopInfo64 {
-  const data = view(bytes)
+export function decodeInfo(info: Struct): LoopInfo64 {
+  const { data, at } = placeOf(info)
   return {
-    device: data.getBigUint64(DEVICE, little),
-    inode: data.getBigUint64(INODE, little),
-    rdevice: data.getBigUint64(RDEVICE, little),
-    offset: data.getBigUint64(OFFSET, little),
-    sizeLimit: data.getBigUint64(SIZE_LIMIT, little),
-    number: data.getUint32(NUMBER, little),
-    flags: data.getUint32(FLAGS, little),
-    fileName: bytes[FILE_NAME] === 0 ? '' : decodeFileName(bytes),
+    device: data.getBigUint64(at + DEVICE, little),
+    inode: data.getBigUint64(at + INODE, little),
+    rdevice: data.getBigUint64(at + RDEVICE, little),
+    offset: data.getBigUint64(at + OFFSET, little),
+    sizeLimit: data.getBigUint64(at + SIZE_LIMIT, little),
+    number: data.getUint32(at + NUMBER, little),
+    flags: data.getUint32(at + FLAGS, little),
+    fileName: data.getUint8(at + FILE_NAME) === 0 ? '' : decodeFileName(data, at + FILE_NAME),
   }
 }
 
-function decodeFileName(bytes: Uint8Array): string {
-  const name = bytes.subarray(FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
+function decodeFileName({ buffer, byteOffset }: DataView, at: number): string {
+  const name = new Uint8Array(buffer, byteOffset + at, FILE_NAME_SIZE)
   const end = name.indexOf(0)
   return decoder.decode(end < 0 ? name : name.subarray(0, end))
 }
 
 /** Writes the named fields into `bytes` and leaves every other bit of the struct as it is. */
 export function patchInfo(bytes: Uint8Array, change: Partial<LoopInfo64>): Uint8Array {
-  const data = view(bytes)
-  if (change.device !== undefined) data.setBigUint64(DEVICE, change.device, little)
-  if (change.inode !== undefined) data.setBigUint64(INODE, change.inode, little)
-  if (change.rdevice !== undefined) data.setBigUint64(RDEVICE, change.rdevice, little)
-  if (change.offset !== undefined) data.setBigUint64(OFFSET, change.offset, little)
-  if (change.sizeLimit !== undefined) data.setBigUint64(SIZE_LIMIT, change.sizeLimit, little)
-  if (change.number !== undefined) data.setUint32(NUMBER, change.number, little)
-  if (change.flags !== undefined) data.setUint32(FLAGS, change.flags, little)
-  if (change.fileName !== undefined) {
-    bytes.fill(0, FILE_NAME, FILE_NAME + FILE_NAME_SIZE)
-    encoder.encodeInto(change.fileName, bytes.subarray(FILE_NAME, FILE_NAME + LO_NAME_MAX))
-  }
+  writeInfo(view(bytes), 0, change)
   return bytes
+}
+
+function writeInfo(data: DataView, at: number, change: Partial<LoopInfo64>): void {
+  if (change.device !== undefined) data.setBigUint64(at + DEVICE, change.device, little)
+  if (change.inode !== undefined) data.setBigUint64(at + INODE, change.inode, little)
+  if (change.rdevice !== undefined) data.setBigUint64(at + RDEVICE, change.rdevice, little)
+  if (change.offset !== undefined) data.setBigUint64(at + OFFSET, change.offset, little)
+  if (change.sizeLimit !== undefined) data.setBigUint64(at + SIZE_LIMIT, change.sizeLimit, little)
+  if (change.number !== undefined) data.setUint32(at + NUMBER, change.number, little)
+  if (change.flags !== undefined) data.setUint32(at + FLAGS, change.flags, little)
+  if (change.fileName !== undefined) writeFileName(data, at + FILE_NAME, change.fileName)
+}
+
+function writeFileName(data: DataView, at: number, name: string): void {
+  for (let i = 0; i < FILE_NAME_SIZE; i += 4) data.setUint32(at + i, 0)
+  if (name !== '') encoder.encodeInto(name, new Uint8Array(data.buffer, data.byteOffset + at, LO_NAME_MAX))
 }
 
 /** struct loop_config, but for the descriptor. A block size of 0 leaves the choice to the kernel. */
 export function encodeConfig(blockSize: number, info: Partial<LoopInfo64>): Uint8Array {
-  const bytes = new Uint8Array(CONFIG_SIZE)
-  view(bytes).setUint32(4, blockSize, little)
-  patchInfo(bytes.subarray(INFO_IN_CONFIG, INFO_IN_CONFIG + INFO_SIZE), info)
+  const bytes = newConfig()
+  writeConfig(placeOf(bytes), blockSize, info)
   return bytes
+}
+
+/** A zeroed struct loop_config. */
+export function newConfig(): Uint8Array {
+  return new Uint8Array(CONFIG_SIZE)
+}
+
+/** The same, into a zeroed struct. */
+export function writeConfig({ data, at }: Place, blockSize: number, info: Partial<LoopInfo64>): void {
+  data.setUint32(at + 4, blockSize, little)
+  writeInfo(data, at + INFO_IN_CONFIG, info)
 }
 
 /** struct loop_config as {@link encodeConfig} makes it. */
@@ -124,13 +152,16 @@ export function encodePath(path: string | Buffer): Uint8Array {
 
 const END = new Uint8Array(1)
 
+export const U64_SIZE = 8
+
 /** A zeroed __u64 for the kernel to fill. */
 export function newU64(): Uint8Array {
-  return new Uint8Array(8)
+  return new Uint8Array(U64_SIZE)
 }
 
-export function decodeU64(bytes: Uint8Array): bigint {
-  return view(bytes).getBigUint64(0, little)
+export function decodeU64(value: Struct): bigint {
+  const { data, at } = placeOf(value)
+  return data.getBigUint64(at, little)
 }
 
 /** `major:minor` of a dev_t as stat(2) and LOOP_GET_STATUS64 give it. */
@@ -150,11 +181,16 @@ export function makeDeviceOf(numbers: string): bigint {
   return makeDevice(major, minor)
 }
 
+/** Device numbers of that size need no bigints: majors up to 4095, that is. */
+const SMALL = 0xffff_ffffn
+
 export function majorOf(device: bigint): number {
+  if (device <= SMALL) return (Number(device) >>> 8) & 0xfff
   return Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xffff_f000n))
 }
 
 export function minorOf(device: bigint): number {
+  if (device <= SMALL) return (Number(device) & 0xff) | ((Number(device) >>> 12) & 0xf_ff00)
   return Number((device & 0xffn) | ((device >> 12n) & 0xffff_ff00n))
 }
 
@@ -172,23 +208,23 @@ export interface Stat {
   rdevice: string
 }
 
-const STATX_SIZE = 256
+export const STATX_SIZE = 256
 
 /** A zeroed struct statx for the kernel to fill. */
 export function newStat(): Uint8Array {
   return new Uint8Array(STATX_SIZE)
 }
 
-export function decodeStat(bytes: Uint8Array): Stat {
-  const data = view(bytes)
+export function decodeStat(stat: Struct): Stat {
+  const { data, at } = placeOf(stat)
   return {
-    mode: data.getUint16(28, little),
-    device: makeDevice(data.getUint32(136, little), data.getUint32(140, little)),
-    inode: data.getBigUint64(32, little),
-    size: data.getBigUint64(40, little),
-    user: data.getUint32(20, little),
-    group: data.getUint32(24, little),
-    rdevice: `${data.getUint32(128, little)}:${data.getUint32(132, little)}`,
+    mode: data.getUint16(at + 28, little),
+    device: makeDevice(data.getUint32(at + 136, little), data.getUint32(at + 140, little)),
+    inode: data.getBigUint64(at + 32, little),
+    size: data.getBigUint64(at + 40, little),
+    user: data.getUint32(at + 20, little),
+    group: data.getUint32(at + 24, little),
+    rdevice: `${data.getUint32(at + 128, little)}:${data.getUint32(at + 132, little)}`,
   }
 }
 

@@ -26,19 +26,26 @@ export interface DetachUnmountingOptions extends DetachOptions {
   onUnmount?: ((path: string) => void) | undefined
 }
 
+const OPTION_NAMES: readonly (keyof DetachUnmountingOptions)[] = [
+  'lazy',
+  'force',
+  'timeout',
+  'signal',
+  'unmount',
+  'onUnmount',
+]
+
 /** {@link detach}, after unmounting where that is asked for. */
 export async function detachUnmounting(handle: Handle, options?: DetachUnmountingOptions): Promise<DetachResult> {
-  const {
-    unmount: wanted,
-    onUnmount,
-    ...rest
-  } = checkOptions(options, ['lazy', 'force', 'timeout', 'signal', 'unmount', 'onUnmount'])
+  const given = checkOptions(options, OPTION_NAMES)
+  const { unmount: wanted, onUnmount } = given
   const unmounts = wanted === undefined ? false : checkBoolean('unmount', wanted)
   if (onUnmount !== undefined) checkFunction('onUnmount', onUnmount)
   if (!unmounts) {
-    if (rest.lazy !== true) assertNotPrivate(handle)
-    return detach(handle, rest)
+    if (given.lazy !== true) assertNotPrivate(handle)
+    return detach(handle, given)
   }
+  const { unmount: _, onUnmount: __, ...rest } = given
   if (rest.lazy !== undefined) checkBoolean('lazy', rest.lazy)
   if (rest.force !== undefined) checkBoolean('force', rest.force)
   const deadline = checkDeadline(rest, 4_000)
@@ -60,8 +67,9 @@ export async function detachUnmounting(handle: Handle, options?: DetachUnmountin
 
 /** Private mounts are in no table: whoever looks for what holds the device would not find them. */
 function assertNotPrivate(handle: Handle): void {
-  if (handle.isClosing) return
-  const holders = mountsOf(handle)
+  const mounts = mountsOf(handle)
+  if (handle.isClosing || mounts.length === 0) return
+  const holders = mounts
     .filter(({ target }) => target === null)
     .map(({ source, path, fsType }) => ({ device: source, kind: 'mount' as const, mountPoint: path, fsType }))
   if (holders.length === 0) return

@@ -49,7 +49,8 @@ const made = new WeakMap<Handle, Set<Mount>>()
 
 /** The mounts of the handle, the last one first. */
 export function mountsOf(handle: Handle): Mount[] {
-  return [...(made.get(handle) ?? [])].toReversed()
+  const mounts = made.get(handle)
+  return mounts === undefined ? [] : [...mounts].toReversed()
 }
 
 /**

@@ -180,11 +180,16 @@ export async function toInfo(number: number, { attributes, backingFile }: Device
   }
 }
 
+/** Whether there is anything to be found out about it: see {@link describeBackingFile}. */
+export function isMarkedDeleted(text: string | null | undefined): text is string {
+  return text?.endsWith(DELETED) ?? false
+}
+
 /** A file can be named `x (deleted)`: only that nothing exists under the whole text tells. */
 export async function describeBackingFile(
   text: string | null,
 ): Promise<Pick<LoopInfo, 'backingFile' | 'backingDeleted'>> {
-  if (text === null || !text.endsWith(DELETED)) return { backingFile: text, backingDeleted: false }
+  if (!isMarkedDeleted(text)) return { backingFile: text, backingDeleted: false }
   return (await exists(text))
     ? { backingFile: text, backingDeleted: false }
     : { backingFile: text.slice(0, -DELETED.length), backingDeleted: true }

@@ -12,15 +12,15 @@ import * as sysfs from '../kernel/sysfs.ts'
 import {
   decodeU64,
   formatDevice,
+  INFO_SIZE,
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_PARTSCAN,
   LOOP_MAJOR,
   type LoopInfo64,
-  newInfo,
-  newU64,
+  U64_SIZE,
 } from '../kernel/uapi.ts'
-import { describeBackingFile, type LoopInfo, requireInfo } from './list.ts'
+import { describeBackingFile, isMarkedDeleted, type LoopInfo, requireInfo } from './list.ts'
 
 /** A {@link LoopInfo}, with what only LOOP_GET_STATUS64 knows. */
 export interface LoopStatus extends LoopInfo {
@@ -45,40 +45,35 @@ export interface LoopStatus extends LoopInfo {
 export async function readStatus(handle: Handle, options?: Wait): Promise<LoopStatus> {
   const deadline = checkWait(options, LOOKING)
   return handle.run(async () => {
-    const { loop, unanswered, ...info } = await readAll(handle)
+    const status = await readAll(handle)
     const lower = handle.lowerNumber
-    if (unanswered !== undefined) handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
-    return {
-      ...info,
-      ...(lower !== undefined && { lower }),
-      reference: loop?.fileName ?? null,
-      backingDevice: loop === undefined ? null : formatDevice(loop.device),
-      backingInode: loop?.inode.toString() ?? null,
-      swappable: (await findSwappableLower(handle)) !== undefined,
-      ...(unanswered !== undefined && { unanswered }),
-      warnings: handle.warnings.list,
+    if (lower !== undefined) {
+      status.lower = lower
+      status.swappable = (await findSwappableLower(handle)) !== undefined
     }
+    return status
   }, deadline)
 }
-
-/** Without `lower`. */
-type Read = LoopInfo & { loop: LoopInfo64 | undefined; unanswered?: string }
 
 /** Readings that are not of one moment, because somebody changed the device meanwhile, are made again so often. */
 const TRIES = 8
 
-/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. */
-async function readAll(handle: Handle): Promise<Read> {
+/** In one hop to a thread: all that sysfs has, but for the path, can be asked of the open device too. Without `lower`. */
+async function readAll(handle: Handle): Promise<LoopStatus> {
   const { number, descriptor } = handle
+  let pathSize = sysfs.SHORT_SIZE
   for (let tries = TRIES; ; tries--) {
-    const [bytes, size, path] = [newInfo(), newU64(), sysfs.newAttribute()]
     const sequence = new Sequence()
+    const info = sequence.room(INFO_SIZE)
+    const size = sequence.room(U64_SIZE)
+    const path = sequence.room(pathSize)
     const before = sequence.try('blkGetDiskSeq', descriptor)
-    const status = sequence.call('loopGetStatus64', descriptor, bytes)
+    const status = sequence.call('loopGetStatus64', descriptor, info)
     const sized = sequence.try('blkGetSize64', descriptor, size)
     const blockSize = sequence.try('blkSszGet', descriptor)
     const readOnly = sequence.try('blkRoGet', descriptor)
-    const length = sequence.try('sysfsBackingFile', number, path)
+    const isShort = pathSize === sysfs.SHORT_SIZE
+    const length = sequence.try(isShort ? 'sysfsBackingFileShort' : 'sysfsBackingFile', number, path)
     const after = sequence.try('blkGetDiskSeq', descriptor)
     const silence = await runUntilHalfTime(sequence, handle)
     if (silence !== undefined) return readWithoutFilesystem(handle, silence)
@@ -86,32 +81,43 @@ async function readAll(handle: Handle): Promise<Read> {
     if (answer < 0 && !OF_DEVICE.has(-answer) && sysfs.isBound(number)) {
       return readWithoutFilesystem(handle, handle.explain('LOOP_GET_STATUS64', answer).message)
     }
-    const { info: loop } = handle.takeOver(bytes, answer)
-    const text = sysfs.decodeBackingFile(path, length.answer)
+    const loop = handle.takeOver(info, answer, after.succeeded ? after.answer : undefined)
+    const isCut = isShort && length.answer === pathSize
+    const text = isCut ? undefined : sysfs.decodeBackingFile(path.bytes, length.answer)
+    const bytes = Number(decodeU64(size))
+    sequence.giveBack()
+    if (isCut) pathSize = sysfs.ATTRIBUTE_SIZE
     if ((before.answer !== after.answer || text === undefined) && tries > 0) continue
-    if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) {
-      const { lower: _, ...info } = await requireInfo(number)
-      return { loop, ...info }
-    }
-    const has = (flag: number): boolean => (loop.flags & flag) !== 0
+    if (!sized.succeeded || !blockSize.succeeded || !readOnly.succeeded) return readFromSysfs(handle, loop)
+    const { flags } = loop
     const { diskSeq } = handle.ref
-    return {
-      loop,
+    const file = isMarkedDeleted(text) ? await describeBackingFile(text) : undefined
+    // In one piece: an object that is put together of others takes as long to make as all the rest.
+    const found: LoopStatus = {
       number,
       path: handle.path,
       device: `${LOOP_MAJOR}:${minorOfDevice(number)}`,
-      ...(diskSeq !== undefined && { diskSeq }),
+      diskSeq: diskSeq ?? 0,
       attached: true,
-      ...(await describeBackingFile(text ?? null)),
+      backingFile: file === undefined ? (text ?? null) : file.backingFile,
+      backingDeleted: file?.backingDeleted ?? false,
       offset: Number(loop.offset),
       sizeLimit: Number(loop.sizeLimit),
-      size: Number(decodeU64(size)),
+      size: bytes,
       blockSize: blockSize.answer ?? 0,
       readOnly: readOnly.answer === 1,
-      autoclear: has(LO_FLAGS_AUTOCLEAR),
-      partscan: has(LO_FLAGS_PARTSCAN),
-      directIO: has(LO_FLAGS_DIRECT_IO),
+      autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0,
+      partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
+      directIO: (flags & LO_FLAGS_DIRECT_IO) !== 0,
+      reference: loop.fileName,
+      backingDevice: formatDevice(loop.device),
+      backingInode: loop.inode.toString(),
+      swappable: false,
+      warnings: handle.warnings.list,
     }
+    // Before kernel 5.15.
+    if (diskSeq === undefined) delete found.diskSeq
+    return found
   }
 }
 
@@ -126,8 +132,20 @@ async function runUntilHalfTime(sequence: Sequence, { deadline, number }: Handle
   }
 }
 
-async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<Read> {
+async function readWithoutFilesystem(handle: Handle, unanswered: string): Promise<LoopStatus> {
   handle.assertAttachment()
-  const { lower: _, ...info } = await requireInfo(handle.number)
-  return { loop: undefined, unanswered, ...info }
+  handle.warnings.add('not-answering', `${handle.path}: ${unanswered}`)
+  return { ...(await readFromSysfs(handle, undefined)), unanswered }
+}
+
+async function readFromSysfs({ number, warnings }: Handle, loop: LoopInfo64 | undefined): Promise<LoopStatus> {
+  const { lower: _, ...info } = await requireInfo(number)
+  return {
+    ...info,
+    reference: loop?.fileName ?? null,
+    backingDevice: loop === undefined ? null : formatDevice(loop.device),
+    backingInode: loop?.inode.toString() ?? null,
+    swappable: false,
+    warnings: warnings.list,
+  }
 }

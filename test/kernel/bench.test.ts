@@ -39,6 +39,7 @@ describe('npm run bench', () => {
     const scenarios = [
       'start',
       'attach',
+      'garbage',
       'options',
       'mount',
       'status',

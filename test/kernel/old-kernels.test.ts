@@ -17,6 +17,8 @@ vi.mock('../../lib/kernel/features.ts', async (original) => {
       const { loopConfigure, diskSeq, ...others } = real.knownFeatures()
       return { ...others, loopConfigure: has.configure && loopConfigure, diskSeq: has.diskSeq && diskSeq }
     },
+    isKnown: (name: 'loopConfigure' | 'diskSeq') =>
+      (name === 'loopConfigure' ? has.configure : has.diskSeq) && real.isKnown(name),
     hasLoopConfigure: (fd: number) => has.configure && real.hasLoopConfigure(fd),
     hasDiskSeq: (fd: number) => has.diskSeq && real.hasDiskSeq(fd),
     diskSeqCountsAttachments: () => has.seqPerAttachment && real.diskSeqCountsAttachments(),

@@ -5,7 +5,7 @@ import { within } from '../../kernel/bounded.ts'
 import { WHOLE_FILE } from '../../kernel/extents.ts'
 import * as files from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
-import { decodeStat, encodePath, newStat } from '../../kernel/uapi.ts'
+import { decodeStat, STATX_SIZE } from '../../kernel/uapi.ts'
 import { type Attaching, known } from '../attaching.ts'
 import { describeRegular, openBacking } from '../backing.ts'
 import { chooseWindow, mustRead } from '../window.ts'
@@ -26,12 +26,9 @@ export class BackingPhase implements Phase {
     const work = this.#work
     const { argument, settings } = work
     if (!('path' in argument)) return undefined
-    const stat = newStat()
-    const file = sequence.call(
-      'openRegular',
-      encodePath(argument.path),
-      settings.readOnly ? files.O_RDONLY : files.O_RDWR,
-    )
+    const stat = sequence.room(STATX_SIZE)
+    const flags = settings.readOnly ? files.O_RDONLY : files.O_RDWR
+    const file = sequence.call('openRegular', sequence.path(argument.path), flags)
     sequence.call('statx', file, stat)
     const ready = sequence.call('fcntlSetFl', file, 0)
     // K16, 6.15 and later: LOOP_CONFIGURE flushes the file, and would do that under the lock of /dev/loop-control.

@@ -14,10 +14,10 @@ import type { Sequence } from '../../kernel/sequence.ts'
 import { isServed } from '../../kernel/servers.ts'
 import { isUdevRunning } from '../../kernel/system.ts'
 import { linksWithoutPartitions } from '../../kernel/sysfs.ts'
-import { decodeInfo, newInfo } from '../../kernel/uapi.ts'
+import { CONFIG_SIZE, decodeInfo, INFO_SIZE } from '../../kernel/uapi.ts'
 import { dropLeftovers } from '../../partitions/blkpg.ts'
 import { type Attaching, known } from '../attaching.ts'
-import { compareInfo, configure, encodeSettings, verify } from '../configure.ts'
+import { compareInfo, configure, verify, writeSettings } from '../configure.ts'
 import type { FreeDevice } from '../device.ts'
 import type { Refusals, Refused } from '../refusals.ts'
 import type { LockPhase } from './lock.ts'
@@ -40,7 +40,7 @@ export class DevicePhase implements Phase {
   }
 
   /** A descriptor that is open for reading only makes the kernel attach read-only. */
-  get #flags(): number {
+  #flags(): number {
     return this.#work.settings.readOnly ? O_RDONLY : O_RDWR
   }
 
@@ -53,7 +53,7 @@ export class DevicePhase implements Phase {
     const isHidden = work.settings.partscan && isUdevRunning()
     if (number === undefined || links === undefined || isHidden || !work.isPredictable) return undefined
     const free = sequence.expect(links, 'sysfsLinks', number)
-    const device = sequence.call('openLoop', number, this.#flags)
+    const device = sequence.call('openLoop', number, this.#flags())
     work.number = number
     work.device = device
     const locked = work.wanted.lock ? sequence.call('openLoop', number, O_RDONLY) : undefined
@@ -70,7 +70,7 @@ export class DevicePhase implements Phase {
     const work = this.#work
     const number = await this.#free.choose(known(work.control))
     work.number = number
-    const fd = await this.#free.open(number, this.#flags)
+    const fd = await this.#free.open(number, this.#flags())
     if (fd < 0) {
       const failure = { call: 'open', errno: fd, path: devicePath(number), number }
       return this.tryAnother(await this.#refusals.classify(failure, 'open device'))
@@ -138,7 +138,9 @@ export class ConfigurePhase implements Phase {
     const work = this.#work
     if (!work.isPredictable) return undefined
     const before = sequence.call('blkGetDiskSeq', work.device)
-    const configured = sequence.call('loopConfigure', work.device, work.file, encodeSettings(work.settings))
+    const config = sequence.room(CONFIG_SIZE)
+    writeSettings(config, work.settings)
+    const configured = sequence.call('loopConfigure', work.device, work.file, config)
     const after = sequence.call('blkGetDiskSeq', work.device)
     return () => {
       work.isAttached = configured.succeeded
@@ -187,8 +189,8 @@ export class VerifyPhase implements Phase {
     const work = this.#work
     const { settings, device } = work
     if (!work.isPredictable) return undefined
-    const bytes = newInfo()
-    let last = sequence.call('loopGetStatus64', device, bytes)
+    const room = sequence.room(INFO_SIZE)
+    let last = sequence.call('loopGetStatus64', device, room)
     let isAsExpected = (): boolean => last.succeeded
     if (settings.blockSize !== undefined) {
       const blockSize = settings.blockSize
@@ -204,7 +206,7 @@ export class VerifyPhase implements Phase {
     return () => {
       if (!isAsExpected()) return
       this.#noteWrites()
-      const info = decodeInfo(bytes)
+      const info = decodeInfo(room)
       this.#compare(info)
       work.info = info
     }

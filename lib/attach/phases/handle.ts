@@ -105,10 +105,10 @@ export class PartitionsPhase implements Phase {
   }
 
   get isDone(): boolean {
-    return this.#isSettled || !this.#hasWork
+    return this.#isSettled || !this.#hasWork()
   }
 
-  get #hasWork(): boolean {
+  #hasWork(): boolean {
     const { lock, partscan } = this.#work.wanted
     return lock || partscan !== false || this.#free.isHiddenFromUdev
   }

@@ -7,13 +7,10 @@ import { CONTROL } from '../../kernel/devnode.ts'
 import { closeSync, O_RDWR } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { deviceExists } from '../../kernel/sysfs.ts'
-import { encodePath } from '../../kernel/uapi.ts'
 import { type Attaching, known } from '../attaching.ts'
 import { LOCK_EX, LOCK_NB, LOCK_UN, lockFile } from '../lock.ts'
 import { openControl } from '../loop-control.ts'
 import type { TurnPhase } from './turn.ts'
-
-const CONTROL_PATH = encodePath(CONTROL)
 
 /** Opens /dev/loop-control, for the lock and for making a device. One that is there and free can be had without. */
 export class ControlPhase implements Phase {
@@ -29,7 +26,7 @@ export class ControlPhase implements Phase {
 
   plan(sequence: Sequence): (() => void) | undefined {
     const work = this.#work
-    const control = sequence.call('open', CONTROL_PATH, O_RDWR)
+    const control = sequence.call('open', sequence.path(CONTROL), O_RDWR)
     work.control = control
     return () => {
       work.control = control.fd
