@@ -106,7 +106,8 @@ async function letGo(device: LoopDevice, server: Server): Promise<void> {
   const { number } = device
   if (!sysfs(number, 'loop/backing_file')?.startsWith(`${server.folder}/`)) return
   try {
-    const left = await open(number)
+    // Closed also where the detach is refused: a device that is going has to be let go.
+    await using left = await open(number)
     await left.detach({ lazy: true })
   } catch (error) {
     // It was just going.
