@@ -71,9 +71,18 @@ export function removeNode(path: string, device: string): void {
   if (checkNode(path, device) === 0) unlinkSync(path)
 }
 
+/** `st_dev` of the devtmpfs, of which the kernel has one for as long as it runs. */
+let devtmpfs: bigint | undefined
+
 /** Whether the kernel makes and removes the nodes in /dev by itself. A private /dev, of a container, is a tmpfs. */
 export function isDevKernels(): boolean {
-  return mountOf('/dev', readMountsSync())?.fsType === 'devtmpfs'
+  const folder = statSync('/dev')
+  if (typeof folder !== 'number' && folder.dev === devtmpfs) return true
+  const mount = mountOf('/dev', readMountsSync())
+  if (mount?.fsType !== 'devtmpfs') return false
+  // By the same mount that was looked up: another one can have come over it meanwhile.
+  if (typeof folder !== 'number' && formatDevice(folder.dev) === mount.device) devtmpfs = folder.dev
+  return true
 }
 
 /** The name of the disk that a partition, by its `major:minor`, is of: `loop7`. Undefined: it is no partition. */

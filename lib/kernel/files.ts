@@ -6,6 +6,7 @@
  */
 
 import type { BigIntStats } from 'node:fs'
+import { constants } from 'node:os'
 import { binding } from './binding.ts'
 import { type Bound, GivenUp, leaveToThread, UNDOING, within } from './bounded.ts'
 import { observed } from './observe-calls.ts'
@@ -13,6 +14,8 @@ import { decodeStat, encodePath, makeDeviceOf, newStat, type Stat } from './uapi
 
 // An import would read all that node:fs exports, and so load its streams: a millisecond of every start.
 const fs = process.getBuiltinModule('node:fs')
+
+const { ENOENT } = constants.errno
 
 type PathLike = string | Buffer
 
@@ -142,12 +145,15 @@ function nameOf(path: PathLike): string {
   return path.toString()
 }
 
+/** An exception costs ten times as much as the look. */
+const QUIETLY = { bigint: true, throwIfNoEntry: false } as const
+
 export function statSync(path: PathLike): BigIntStats | number {
-  return answerSync('statSync', path, (it) => fs.statSync(it, { bigint: true }))
+  return answerSync('statSync', path, (it) => fs.statSync(it, QUIETLY) ?? -ENOENT)
 }
 
 export function lstatSync(path: PathLike): BigIntStats | number {
-  return answerSync('lstatSync', path, (it) => fs.lstatSync(it, { bigint: true }))
+  return answerSync('lstatSync', path, (it) => fs.lstatSync(it, QUIETLY) ?? -ENOENT)
 }
 
 export function unlinkSync(path: string): number {

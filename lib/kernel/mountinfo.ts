@@ -67,5 +67,6 @@ export function parseMounts(text: string): Mount[] {
 
 /** The kernel writes space, tab, newline and backslash as a backslash and three octal digits, byte by byte. */
 export function unescapeOctal(text: string): string {
+  if (!text.includes('\\')) return text
   return text.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 }

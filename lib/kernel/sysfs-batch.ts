@@ -5,7 +5,15 @@ import { binding } from './binding.ts'
 import { type Asked, type Bound, within } from './bounded.ts'
 import { inBatches } from './batches.ts'
 import { Sequence, type Step } from './sequence.ts'
-import { backingFileOf, decodeBackingFile, deviceDirectory, isBound, LACKING, newAttribute } from './sysfs.ts'
+import {
+  backingFileOf,
+  decodeBackingFile,
+  deviceDirectory,
+  encodeList,
+  isBound,
+  LACKING,
+  newAttribute,
+} from './sysfs.ts'
 import { little } from './uapi.ts'
 
 const { ENODEV, ENOENT } = constants.errno
@@ -111,7 +119,7 @@ interface Form {
 function makeForm(directory: string, device: string, inner: readonly Attribute[], outer: readonly Attribute[]): Form {
   const [uevent, ...others] = outer
   const names = [`${device}${uevent}`, ...inner, ...others.map((name) => device + name)]
-  return { directory, attributes: [...outer.slice(0, 1), ...inner, ...others], names: listOf(names) }
+  return { directory, attributes: [...outer.slice(0, 1), ...inner, ...others], names: encodeList(names) }
 }
 
 const AT_ONCE = OF_DEVICE.filter((name) => name !== 'queue/logical_block_size')
@@ -122,12 +130,8 @@ const ATTACHED_NOW = makeForm('/loop', '../', OF_LOOP, AT_ONCE)
 const FREE = makeForm('', '', [], OF_DEVICE)
 const FREE_NOW = makeForm('', '', [], AT_ONCE)
 
-function listOf(texts: readonly string[]): Uint8Array {
-  return Buffer.from(texts.map((value) => `${value}\0`).join(''))
-}
-
 function directoriesOf({ directory }: Form, numbers: readonly number[]): Uint8Array {
-  return listOf(numbers.map((number) => deviceDirectory(number) + directory))
+  return encodeList(numbers.map((number) => deviceDirectory(number) + directory))
 }
 
 function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer): Found {

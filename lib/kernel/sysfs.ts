@@ -14,6 +14,7 @@ import {
   writeAt,
 } from './files.ts'
 import { binding } from './binding.ts'
+import { little } from './uapi.ts'
 
 const { EMFILE, ENAMETOOLONG, ENFILE, ENOMEM } = constants.errno
 
@@ -80,18 +81,24 @@ export interface KnownPartition {
 
 /** The partitions of a device, by number. Read at once: they can vanish between two looks. */
 export function readPartitions(number: number): KnownPartition[] {
-  const names = readDirectorySync(deviceDirectory(number))
+  const directory = deviceDirectory(number)
+  const names = readDirectorySync(directory)
   if (typeof names === 'number') return []
-  return names
-    .filter((name) => name.startsWith(`loop${number}p`))
-    .flatMap((name) => readPartition(`${deviceDirectory(number)}/${name}`, name))
+  const own = names.filter((name) => name.startsWith(`loop${number}p`))
+  if (own.length === 0) return []
+  const directories = own.map((name) => `${directory}/${name}`)
+  const files = readAttributesSync(directories, PARTITION_FILES)
+  return own
+    .flatMap((name, i) => toPartition(name, files.slice(i * PARTITION_FILES.length)))
     .toSorted((a, b) => a.number - b.number)
 }
 
-function readPartition(directory: string, name: string): KnownPartition | [] {
-  const [device, index, start, size, ro] = ['dev', 'partition', 'start', 'size', 'ro'].map((file) =>
-    optionalText(`${directory}/${file}`),
-  )
+const PARTITION_FILES = ['dev', 'partition', 'start', 'size', 'ro']
+
+function toPartition(
+  name: string,
+  [device, index, start, size, ro]: readonly (string | undefined)[],
+): KnownPartition | [] {
   if (device === undefined || index === undefined || start === undefined || size === undefined) return []
   return {
     number: Number(index),
@@ -101,6 +108,24 @@ function readPartition(directory: string, name: string): KnownPartition | [] {
     size: Number(size) * 512,
     readOnly: ro === '1',
   }
+}
+
+/** The files of these names in each of the directories, in one call; undefined where one cannot be read. */
+function readAttributesSync(directories: readonly string[], names: readonly string[]): (string | undefined)[] {
+  const bytes = binding().sysfsReadSync(encodeList(directories), encodeList(names))
+  const texts: (string | undefined)[] = []
+  for (let at = 0; at < bytes.length;) {
+    const length = little ? bytes.readInt32LE(at) : bytes.readInt32BE(at)
+    at += 4
+    texts.push(length < 0 ? undefined : bytes.toString('latin1', at, at + length).trimEnd())
+    at += Math.max(0, length)
+  }
+  return texts
+}
+
+/** Texts that each end in a NUL, as the addon takes them. */
+export function encodeList(texts: readonly string[]): Uint8Array {
+  return Buffer.from(texts.map((value) => `${value}\0`).join(''))
 }
 
 /** Links of the directory of a device without partitions, attached and free: every directory in it is one. */

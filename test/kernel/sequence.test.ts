@@ -21,7 +21,18 @@ import { blkRoSet, loopGetStatus64 } from '../../lib/ioctl.ts'
 import { binding } from '../../lib/kernel/binding.ts'
 import { observe } from '../../lib/kernel/observe-calls.ts'
 import { Sequence } from '../../lib/kernel/sequence.ts'
-import { decodeInfo, decodeStat, decodeU64, encodePath, newInfo, newStat, newU64 } from '../../lib/kernel/uapi.ts'
+import {
+  decodeInfo,
+  decodeStat,
+  decodeU64,
+  encodePath,
+  INFO_SIZE,
+  newInfo,
+  newStat,
+  newU64,
+  STATX_SIZE,
+  U64_SIZE,
+} from '../../lib/kernel/uapi.ts'
 import { countDescriptors, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
@@ -123,6 +134,53 @@ describe.for(modes)('a sequence, %s,', ([, prepare]) => {
       })
     }
     expect(refused.map(({ answer }) => answer)).toEqual([-EINVAL, -ENOENT, -EINVAL])
+  })
+
+  test('has room for as many steps and as much data as there are', async ({ image, folder }) => {
+    await using device = await attach(image('disk', 3 * MiB))
+    prepare()
+    const sequence = new Sequence()
+    const first = sequence.room(INFO_SIZE)
+    sequence.call('loopGetStatus64', device.fd, first)
+    const looks = Array.from({ length: 40 }, (_, i) => {
+      const path = `${folder}/${'ü'.repeat(100)} ${i}`
+      writeFileSync(path, 'x'.repeat(i))
+      const [bytes, room] = [newStat(), sequence.room(STATX_SIZE)]
+      const fd = sequence.call('openRegular', sequence.path(path), O_RDONLY)
+      sequence.call('statx', fd, bytes)
+      sequence.call('statxPath', sequence.path(Buffer.from(path)), room)
+      const closed = sequence.call('close', fd)
+      return { bytes, room, fd, closed }
+    })
+    const last = sequence.call('blkSszGet', device.fd)
+    await sequence.run()
+    expect(last.answer).toBe(512)
+    expect(decodeInfo(first)).toEqual(await loopGetStatus64(device.fd))
+    for (const [i, { bytes, room, fd, closed }] of looks.entries()) {
+      expect([decodeStat(bytes).size, decodeStat(room).size, closed.answer]).toEqual([BigInt(i), BigInt(i), 0])
+      expect(fd.fd).toBeGreaterThan(2)
+    }
+    sequence.giveBack()
+  })
+
+  test('side by side with others, each has what is its own', async ({ image }) => {
+    const devices = await Promise.all([1, 2, 3, 4, 5, 6].map((n) => attach(image(`disk${n}`, n * MiB))))
+    prepare()
+    for (let round = 0; round < 3; round++) {
+      const sizes = devices.map(async ({ fd }) => {
+        const sequence = new Sequence()
+        const size = sequence.room(U64_SIZE)
+        sequence.call('blkGetSize64', fd, size)
+        await sequence.run()
+        const bytes = decodeU64(size)
+        sequence.giveBack()
+        // Twice is as once: else two sequences would get the same tape.
+        sequence.giveBack()
+        return bytes
+      })
+      expect(await Promise.all(sizes)).toEqual([1, 2, 3, 4, 5, 6].map((n) => BigInt(n * MiB)))
+    }
+    for (const device of devices) await device.detach()
   })
 
   test('exchanges what a descriptor is of, and vacates it, without giving its number away', async ({ image }) => {
