@@ -41,7 +41,8 @@ function traces(): object {
     ),
     blockSizes: deviceNames().flatMap((name) => {
       const number = Number(name.slice('loop'.length))
-      const blockSize = sysfs(number, 'queue/logical_block_size')
+      // Of a device that others remove just now there is none.
+      const blockSize = sysfs(number, 'queue/logical_block_size') ?? '512'
       return sysfs(number, 'loop/backing_file') === undefined && blockSize !== '512' ? [`${name} ${blockSize}`] : []
     }),
   }
@@ -182,7 +183,7 @@ const ENVIRONMENTS: Environment[] = [
     canAttach: true,
     says: {
       'loop-control': ['warning', /no node.*--device \/dev\/loop-control/],
-      '/dev': ['ok', /tmpfs.*attach\(\) makes them/],
+      '/dev': ['ok', /tmpfs.*`loopctl attach` makes them/],
     },
   },
   {

@@ -7,11 +7,11 @@
  */
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync } from 'node:fs'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import * as fc from 'fast-check'
 import { describe, expect } from 'vitest'
-import { test } from '../kernel/support.ts'
+import { test, unusedNumber } from '../kernel/support.ts'
 import { limit, times } from '../scale.ts'
 import { commands } from './commands.ts'
 import { Machine } from './machine.ts'
@@ -35,13 +35,10 @@ interface Replay {
 const replay = JSON.parse(process.env['LOOPCTL_MODEL'] ?? '{}') as Replay
 const SEED = replay.seed ?? Math.floor(Math.random() * 2 ** 31)
 
-/** Numbers that no device has, far from those that others take. */
-function freeNumbers(count: number, from: number): number[] {
-  const numbers: number[] = []
-  for (let number = from; numbers.length < count; number++) {
-    if (!existsSync(`/sys/block/loop${number}`)) numbers.push(number)
-  }
-  return numbers
+/** Of those that this file of tests has for itself. */
+function freeNumbers(count: number): number[] {
+  const first = unusedNumber()
+  return Array.from({ length: count }, (_, i) => first + i)
 }
 
 /** For so long a sequence that fails is made shorter. */
@@ -80,7 +77,7 @@ describe('three actors at the same devices', () => {
     { timeout: limit(60_000 + (SOAK || STEPS * 60)) },
     async ({ folder }) => {
       const lanes = replay.path === undefined ? SIDE_BY_SIDE : 1
-      const numbers = freeNumbers(lanes * NUMBERS, 3_000)
+      const numbers = freeNumbers(lanes * NUMBERS)
       const machines = Array.from({ length: lanes }, (_, i) => {
         const own = join(folder, `lane${i}`)
         mkdirSync(own)

@@ -191,7 +191,7 @@ describe('mountImage', () => {
         await using mount = await mountImage(file)
         expect(mount.fsType).toBe('iso9660')
       } else {
-        expect((await failure('filesystem-refused', () => mountImage(file))).message).toContain('no iso9660')
+        expect((await failure('filesystem-refused', () => mountImage(file))).message).toContain('no filesystem iso9660')
       }
     })
   })
