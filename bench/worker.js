@@ -94,8 +94,12 @@ async function countGarbage(rounds, work) {
 
 /** @param {readonly { heap: number, outside: number }[]} counted */
 function medians(counted) {
-  const middle = (/** @type {number[]} */ values) => values.toSorted((a, b) => a - b)[values.length >> 1]
-  return [middle(counted.map(({ heap }) => heap)), middle(counted.map(({ outside }) => outside))]
+  return [median(counted.map(({ heap }) => heap)), median(counted.map(({ outside }) => outside))]
+}
+
+/** @param {readonly number[]} values */
+function median(values) {
+  return values.toSorted((a, b) => a - b)[values.length >> 1]
 }
 
 /** @typedef {typeof operations} Operations */
