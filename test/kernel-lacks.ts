@@ -26,7 +26,7 @@ export const LACKS = {
   'vfat': filesystem('vfat', 'CONFIG_VFAT_FS'),
   'xfs': filesystem('xfs', 'CONFIG_XFS_FS'),
   'udev': {
-    reason: 'no udev is running: it is in the guests of scripts/vm-test',
+    reason: 'no udev is running: it is in guests of scripts/kernels',
     isLacking: () => !existsSync('/run/udev/control'),
   },
   'seccomp filters': {
