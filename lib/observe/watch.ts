@@ -32,7 +32,8 @@ const PERIOD = 1_000
 const REST = 20
 
 /**
- * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. The watch has a
+ * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. What happens to a
+ * device in quick succession can be told as one: an attach with the size that it has been given since. The watch has a
  * socket and a thread until it ends: when you leave the loop, call `return()`, or abort the signal.
  *
  * @example
