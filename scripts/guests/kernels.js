@@ -41,8 +41,6 @@ const LEFT_OUT = [
       'kernel/docs',
       'kernel/examples',
       'mount/cli',
-      'hang/commands',
-      'hang/docs',
     ],
   },
   {
@@ -58,7 +56,12 @@ const LEFT_OUT = [
   {
     classes: ['slow'],
     why: 'servers that do not answer: what the tests wait for is time, not the kernel',
-    files: ['hang/others', 'kernel/migrate-silent'],
+    files: ['hang', 'kernel/migrate-silent'],
+  },
+  {
+    classes: ['slow'],
+    why: 'copies of whole files, which are made with the calls of any program; changes of the file are tested without them',
+    files: ['kernel/migrate'],
   },
   { classes: ['slow'], why: 'many rounds of what is tested once as well', tests: ['2000 rounds', 'for every k'] },
 ]
@@ -158,6 +161,8 @@ function patternOf(guest, long) {
 /** How long, and how much. @param {Guest} guest @param {boolean} long */
 function settingsOf(guest, long) {
   if (long) return { LOOPCTL_STRESS: '1', LOOPCTL_FAULTS: '1' }
+  // A test under udev is one of many rounds, and there are few of them
+  if (guest.udev) return { LOOPCTL_STRESS: '1', LOOPCTL_FAULTS: '60' }
   return guest.class === 'whole'
     ? { LOOPCTL_STRESS: '0.05', LOOPCTL_FAULTS: '10' }
     : { LOOPCTL_STRESS: '0.02', LOOPCTL_FAULTS: '60' }
