@@ -15,7 +15,7 @@ const DEBIAN = DISTRIBUTIONS.findIndex(({ ids }) => ids.includes('debian'))
 const USAGE = `usage: npm run setup -- [--for PURPOSE,...] [--check]
   --for    what the tools are for [build,devices,tests]:
 ${Object.entries(PURPOSES)
-  .map(([name, text]) => `           ${name.padEnd(9)} ${text}`)
+  .map(([name, text]) => `           ${name.padEnd(13)} ${text}`)
   .join('\n')}
   --check  installs nothing: what is missing is named, and makes the exit status 1`
 

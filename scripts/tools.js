@@ -8,13 +8,15 @@ import { join } from 'node:path'
 
 /** What tools are needed for; the words are those of `npm run setup -- --for`. */
 export const PURPOSES = {
-  build: 'compiling the addon',
-  devices: 'all tests on real devices',
-  tests: 'single tests, which are skipped without',
-  asan: 'npm run test:asan',
-  runtimes: 'npm run test:runtimes',
-  pack: 'npm run test:pack',
-  vm: 'scripts/vm-test',
+  'build': 'compiling the addon',
+  'devices': 'all tests on real devices',
+  'tests': 'single tests, which are skipped without',
+  'asan': 'npm run test:asan',
+  'runtimes': 'npm run test:runtimes',
+  'pack': 'npm run test:pack',
+  'kernels': 'scripts/kernels',
+  'kernel-build': 'scripts/kernels, for the kernels that Debian has no binary of',
+  'vm': 'scripts/vm-test',
 }
 
 /** How root installs packages there, and the ids by which /etc/os-release tells the distribution. */
@@ -33,7 +35,7 @@ export const DISTRIBUTIONS = [
  * @satisfies {Record<string, [purposes: string, ...packages: (string | null)[]]>}
  */
 export const TOOLS = {
-  'make': ['build', 'make'],
+  'make': ['build kernel-build', 'make'],
   'g++': ['build', 'g++', 'gcc-c++', 'gcc', 'g++', 'gcc-c++'],
   'python3': ['build devices', 'python3', 'python3', 'python', 'python3', 'python3'],
   '/usr/include/linux/loop.h': [
@@ -54,7 +56,7 @@ export const TOOLS = {
   'perl': ['devices', 'perl-base', 'perl-interpreter', 'perl', 'perl', 'perl-base'],
   'bash': ['devices', 'bash'],
 
-  'cc': ['tests', 'gcc'],
+  'cc': ['tests kernels kernel-build', 'gcc'],
   'modprobe': ['tests', 'kmod'],
   'sfdisk': ['tests', 'fdisk', 'util-linux', 'util-linux', 'sfdisk', 'util-linux'],
   'fdisk': ['tests', 'fdisk', 'util-linux', 'util-linux', 'util-linux', 'util-linux'],
@@ -108,9 +110,13 @@ export const TOOLS = {
     'qemu-system-x86_64',
     'qemu-x86',
   ],
-  'depmod': ['vm', 'kmod'],
+  'depmod': ['vm kernels kernel-build', 'kmod'],
   'zstd': ['vm', 'zstd'],
-  'xz': ['vm', 'xz-utils', 'xz', 'xz', 'xz', 'xz'],
+  'xz': ['vm kernel-build', 'xz-utils', 'xz', 'xz', 'xz', 'xz'],
+  'patchelf': ['kernels', 'patchelf'],
+  'flex': ['kernel-build', 'flex'],
+  'bison': ['kernel-build', 'bison'],
+  'bc': ['kernel-build', 'bc'],
 }
 
 /** @typedef {keyof typeof TOOLS} Tool */

@@ -26,7 +26,7 @@ export const LACKS = {
   'vfat': filesystem('vfat', 'CONFIG_VFAT_FS'),
   'xfs': filesystem('xfs', 'CONFIG_XFS_FS'),
   'udev': {
-    reason: 'no udev is running: it is in the guests of scripts/vm-test',
+    reason: 'no udev is running: it is in guests of scripts/kernels',
     isLacking: () => !existsSync('/run/udev/control'),
   },
   'seccomp filters': {
@@ -45,7 +45,13 @@ export const LACKS = {
   'LOOP_CTL_ADD of -1': {
     reason: 'LOOP_CTL_ADD of -1 is EEXIST on this kernel while there is a free device: up to 5.13',
   },
-  'leftover partitions': { reason: 'the kernel itself drops the partitions of a device that is detached' },
+  'look at the file': { reason: 'the driver takes a file that it cannot read: up to 6.14' },
+  'reads beyond the end': { reason: 'what is read beyond the end of the file is zeros, and no error: up to 6.14' },
+  'bounds of BLKPG': { reason: 'BLKPG takes a partition that ends beyond the device: up to 6.7' },
+  'words of ext4': { reason: 'ext4 tells the kernel log alone what is wrong with an option: up to 5.16' },
+  'leftover partitions': {
+    reason: 'the kernel itself drops the partitions of a device that is detached, at once or at its next open',
+  },
 } as const satisfies Record<string, Lack>
 
 export type LackName = keyof typeof LACKS

@@ -67,10 +67,12 @@ async function addLowestUnused(control: number, bound: Bound | undefined): Promi
  * @throws `in-use` (at once where it is attached), `no-such-device`, `permission`
  */
 export async function removeDevice(control: number, number: number, deadline: Deadline): Promise<number> {
+  // K3: left by an attachment that ended otherwise than by a detach. Whoever opens the device can have the kernel forget
+  // them, but not their nodes.
+  let partitions: readonly sysfs.KnownPartition[] = []
   for (let attempt = 1; ; attempt++) {
     deadline.throwIfAborted()
-    // K3: left by an attachment that ended otherwise than by a detach.
-    const partitions = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
+    if (sysfs.hasPartitions(number)) partitions = sysfs.readPartitions(number)
     const answer = await within(deadline.bound, number).loopCtlRemove(control, number)
     if (answer >= 0) {
       // In its own /dev the kernel has removed the one that it had made.

@@ -10,8 +10,8 @@ import { cleaningUp } from '../errors/given-up.ts'
 import type { Handle } from '../handle/handle.ts'
 import { readSize } from '../handle/size.ts'
 import { type Bound, GivenUp, within } from '../kernel/bounded.ts'
-import { CONTROL } from '../kernel/devnode.ts'
-import { closeSoon, O_RDWR, open } from '../kernel/files.ts'
+import { CONTROL, openDevice } from '../kernel/devnode.ts'
+import { close, closeSoon, O_RDONLY, O_RDWR, open } from '../kernel/files.ts'
 import * as sysfs from '../kernel/sysfs.ts'
 import {
   decodeInfo,
@@ -99,8 +99,7 @@ export async function switchBackingFile(target: Handle, wanted: Switch): Promise
     }
     await undoingFailure(target, wanted, async () => {
       await keepDirectIO(target, wanted.shown.info, after)
-      // A device with partition scan drops those that the kernel did not find itself.
-      if (partitions.length > 0) await restorePartitions(target, partitions)
+      if (partitions.length > 0) await keepPartitions(target, partitions)
     })
   }
   try {
@@ -109,6 +108,16 @@ export async function switchBackingFile(target: Handle, wanted: Switch): Promise
   } finally {
     await closeSoon(control)
   }
+}
+
+/**
+ * A device with partition scan drops those that the kernel did not find itself. So does any device on 6.1 at the first
+ * open after LOOP_CHANGE_FD: that is done here, before somebody else's open takes what was added.
+ */
+async function keepPartitions(target: Handle, partitions: readonly sysfs.KnownPartition[]): Promise<void> {
+  const fd = await openDevice(target.number, O_RDONLY)
+  if (fd >= 0) await close(fd)
+  await restorePartitions(target, partitions)
 }
 
 /**

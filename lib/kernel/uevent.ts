@@ -10,6 +10,8 @@ export interface Uevent {
   number: number
   /** The medium is another one: a device says so when it is detached. */
   mediaChange: boolean
+  /** Of the medium that it is about: a detach still has that of what was attached. Since 5.15. */
+  diskSeq?: number
 }
 
 /** `ACTION@DEVPATH`, then `KEY=VALUE`, each ended by a NUL; undefined where it is of no whole loop device. */
@@ -29,7 +31,13 @@ export function parseUevent(message: Buffer): Uevent | undefined {
   const number = /^loop(\d+)$/.exec(fields.get('DEVNAME') ?? '')?.[1]
   const action = fields.get('ACTION')
   if (number === undefined || action === undefined || fields.get('SUBSYSTEM') !== 'block') return undefined
-  return { action, number: Number(number), mediaChange: fields.get('DISK_MEDIA_CHANGE') === '1' }
+  const diskSeq = fields.get('DISKSEQ')
+  return {
+    action,
+    number: Number(number),
+    mediaChange: fields.get('DISK_MEDIA_CHANGE') === '1',
+    ...(diskSeq !== undefined && { diskSeq: Number(diskSeq) }),
+  }
 }
 
 /**

@@ -70,7 +70,9 @@ export async function refusedSuperblock(attempt: Attempt, errno: number, message
   const { fsType, beginning } = attempt
   if (errno === -EBUSY) return diagnose(failureOf('open', attempt, errno), 'open device')
   if (errno === -EPERM || errno === -ENOMEM) return explain(failureOf('fsconfig', attempt, errno))
-  if (messages.length > 0) return refused('fsconfig', attempt, errno, messages.join('; '))
+  // That the device could not be opened, as 6.1 says of one that is read-only, is less than the errno says.
+  const said = messages.filter((message) => !message.endsWith("Can't open blockdev"))
+  if (said.length > 0) return refused('fsconfig', attempt, errno, said.join('; '))
   if (errno === -EROFS && (needsRecovery(fsType, beginning) || fsType in WITHOUT_RECOVERY)) {
     const option = WITHOUT_RECOVERY[fsType] ?? 'norecovery'
     return refused(

@@ -99,7 +99,10 @@ async function look(mounted: Mounted, looking: () => Promise<Looked>): Promise<L
 }
 
 function isOurs(mounted: Mounted, { id, unique }: Omit<Looked, 'place'>): boolean {
-  return id === mounted.id && (mounted.unique === undefined || mounted.unique === unique)
+  if (id !== mounted.id) return false
+  if (mounted.unique !== undefined && mounted.unique !== mounted.id) return mounted.unique === unique
+  // Before 6.8 the next mount can get the number of one that is gone: it is another one where it is of another device.
+  return findMounted(mounted) !== undefined
 }
 
 /** Where it is, perhaps in another place; undefined: nowhere in this mount namespace. */

@@ -25,25 +25,31 @@ export type LoopEvent =
       devices: LoopInfo[]
     }
 
-/** What the uevents of a device said since it was last looked at. */
+/**
+ * What the uevents of a device said since the last look at it began: the disk sequence numbers that it had when it was
+ * removed or detached. By the number it is known whether that was before what the look has seen.
+ */
 export interface Hint {
-  removed: boolean
-  detached: boolean
+  removed: readonly number[]
+  detached: readonly number[]
 }
 
-export const NO_HINT: Hint = { removed: false, detached: false }
+export const NO_HINT: Hint = { removed: [], detached: [] }
 
 /** What is known of a device. */
 export interface Known {
   info: LoopInfo
   /** Free, and with the disk sequence number of what was attached: the kernel is about to give it a new one. */
   going: boolean
+  /** False where the block size has not been read yet, and is a guess. */
+  hasBlockSize: boolean
 }
 
 /** What is known of a device after a look at it. */
 export function know(before: Known | undefined, now: LoopInfo): Known {
   const wasThere = before !== undefined && (before.info.attached || before.going)
-  return { info: now, going: wasThere && !now.attached && now.diskSeq === before.info.diskSeq }
+  const going = wasThere && !now.attached && now.diskSeq === before.info.diskSeq
+  return { info: now, going, hasBlockSize: true }
 }
 
 /** What must have happened between two looks. */
@@ -57,12 +63,14 @@ export function compare(
   if (was === undefined) return now === undefined ? [] : [{ type: 'add', number, info: now }, ...attaching(now)]
   const moved = was.diskSeq !== now?.diskSeq
   if (now === undefined) return [...detaching(was), { type: 'remove', number }]
-  // Not by the hint alone: it can come after the look that saw what it is about.
-  if (moved && hint.removed) {
+  // Not by the hint alone: it can come after the look that saw what it is about, or be of what no look has seen yet.
+  const isBetween = (diskSeq: number): boolean => (was.diskSeq ?? 0) <= diskSeq && diskSeq < (now.diskSeq ?? 0)
+  if (moved && hint.removed.some(isBetween)) {
     return [...detaching(was), { type: 'remove', number }, { type: 'add', number, info: now }, ...attaching(now)]
   }
   if (was.attached && now.attached) {
-    if (moved && (hint.detached || !canBeChangedFile(was, now))) return [...detaching(was), ...attaching(now)]
+    if (moved && (hint.detached.some(isBetween) || !canBeChangedFile(was, now)))
+      return [...detaching(was), ...attaching(now)]
     return changes(was, now)
   }
   if (was.attached !== now.attached) return [...detaching(was), ...attaching(now)]

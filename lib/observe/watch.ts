@@ -32,7 +32,8 @@ const PERIOD = 1_000
 const REST = 20
 
 /**
- * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. The watch has a
+ * Reports what happens to the loop devices of this machine from this call on; see {@link LoopEvent}. What happens to a
+ * device in quick succession can be told as one: an attach with the size that it has been given since. The watch has a
  * socket and a thread until it ends: when you leave the loop, call `return()`, or abort the signal.
  *
  * @example
@@ -129,22 +130,40 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
     return Promise.resolve(DONE)
   }
 
+  /** What the caller does next is looked at as soon as the kernel tells of it: nothing that takes time comes before. */
   async #begin(files: Map<number, DeviceFiles>, subscribed: boolean): Promise<void> {
     this.#looking = true
     try {
-      for (const [number, each] of files) this.#known.set(number, { info: await toInfo(number, each), going: false })
-      for (const { number, diskSeq, blockSize } of await list({ all: true })) {
-        const info = this.#known.get(number)?.info
-        if (info !== undefined && info.diskSeq === diskSeq) info.blockSize = blockSize
-      }
-      if (!subscribed || !(await areUeventsSentHere())) this.#lost = 'no-netlink'
+      const known = [...files].map(async ([number, each]) => {
+        this.#known.set(number, { info: await toInfo(number, each), going: false, hasBlockSize: false })
+      })
+      await Promise.all(known)
     } catch (error) {
       this.#fail(error)
     } finally {
       this.#looking = false
     }
+    if (!subscribed) this.#lost = 'no-netlink'
     this.#setTimer(PERIOD)
-    await this.#look()
+    await Promise.all([this.#look(), this.#learnMore(subscribed)])
+  }
+
+  /** What must not be waited for at the start: whether uevents come here, and the block sizes, which can block. */
+  async #learnMore(subscribed: boolean): Promise<void> {
+    try {
+      if (subscribed && !(await areUeventsSentHere())) {
+        this.#lost = 'no-netlink'
+        void this.#look()
+      }
+      for (const { number, diskSeq, blockSize } of await list({ all: true })) {
+        const known = this.#known.get(number)
+        if (known === undefined || known.hasBlockSize || known.info.diskSeq !== diskSeq) continue
+        known.info.blockSize = blockSize
+        known.hasBlockSize = true
+      }
+    } catch (error) {
+      this.#fail(error)
+    }
   }
 
   #onMessage(message: Uevent | number): void {
@@ -153,10 +172,12 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
       if (message !== -constants.errno.ENOBUFS) this.#unsubscribe?.()
       this.#lost = message === -constants.errno.ENOBUFS ? 'overrun' : 'no-netlink'
     } else {
-      const { removed, detached } = this.#hints.get(message.number) ?? NO_HINT
-      this.#hints.set(message.number, {
-        removed: removed || message.action === 'remove',
-        detached: detached || message.mediaChange,
+      const { number, action, mediaChange, diskSeq } = message
+      const { removed, detached } = this.#hints.get(number) ?? NO_HINT
+      const seq = diskSeq === undefined ? [] : [diskSeq]
+      this.#hints.set(number, {
+        removed: action === 'remove' ? [...removed, ...seq] : removed,
+        detached: mediaChange ? [...detached, ...seq] : detached,
       })
     }
     void this.#look()
@@ -191,7 +212,11 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
   async #lookAtAll(): Promise<void> {
     this.#everyDevice = false
     const start = performance.now()
-    for (const number of await this.#allNumbers()) this.#tell(await this.#lookAt(number))
+    for (const number of await this.#allNumbers()) {
+      // What the kernel tells of meanwhile does not wait until all the others have been looked at.
+      for (const [hinted] of this.#hints) this.#tell(await this.#lookAt(hinted))
+      this.#tell(await this.#lookAt(number))
+    }
     this.#setTimer(Math.max(PERIOD, REST * (performance.now() - start)))
   }
 
@@ -203,11 +228,18 @@ class Watcher implements AsyncIterableIterator<LoopEvent, undefined> {
   }
 
   async #lookAt(number: number): Promise<LoopEvent[]> {
-    const hint = this.#hints.get(number) ?? NO_HINT
+    const said = this.#hints.get(number) ?? NO_HINT
     // Before the look: what is said from now on may be of a later state.
     this.#hints.delete(number)
     const now = await readInfo(number)
+    // Or of this one: of a detach and an attach the look can see the outcome before we are told of the detach.
+    const meanwhile = this.#hints.get(number) ?? NO_HINT
+    const hint = {
+      removed: [...said.removed, ...meanwhile.removed],
+      detached: [...said.detached, ...meanwhile.detached],
+    }
     const before = this.#known.get(number)
+    if (before && now && !before.hasBlockSize) before.info.blockSize = now.blockSize
     if (now) this.#known.set(number, know(before, now))
     else this.#known.delete(number)
     return compare(number, before, now, hint)

@@ -151,12 +151,13 @@ export async function removePartitions(handle: Handle, partitions: readonly Know
 
 /**
  * K3, up to 7.1: partitions of an attachment that ended otherwise than by us, with a kill, say, are removed from the
- * free device. The failure, where one of them is in use: its user would read and write the next image. While the device
- * is open exclusively nobody else attaches to it.
+ * free device, with their nodes. The failure, where one of them is in use: its user would read and write the next image.
+ * While the device is open exclusively nobody else attaches to it.
+ *
+ * @param left what there was before the device was opened: at an open the kernel can look for partitions, and forget these
  */
-export async function dropLeftovers(number: number): Promise<Failure | undefined> {
-  if (!sysfs.hasPartitions(number) || sysfs.isBound(number)) return undefined
-  const left = sysfs.readPartitions(number)
+export async function dropLeftovers(number: number, left: readonly KnownPartition[]): Promise<Failure | undefined> {
+  if (left.length === 0 || sysfs.isBound(number)) return undefined
   const failure = { path: devicePath(number), number }
   const exclusive = await openDevice(number, O_RDONLY | O_EXCL)
   if (exclusive < 0) return { ...failure, call: 'open', errno: exclusive }

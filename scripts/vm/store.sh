@@ -1,69 +1,12 @@
 # shellcheck shell=bash
-# Packages and kernels, downloaded once and unpacked into the cache; nothing is installed. Sourced by scripts/vm/run.
-# In: $cache $kernel $update. Out: $tools (a root with what a guest needs whether or not the machine has it), $release
-# (the kernel's), $modules (a root with its modules), $image (an ELF file) and $initramfs.
+# Debian's kernels, downloaded once and unpacked into the cache. Sourced by scripts/vm/run.
+# In: $cache $kernel $update. Out: $tools (see scripts/guests/packages.sh), $release (the kernel's), $modules (a root
+# with its modules), $image (an ELF file) and $initramfs.
 
-# --- a private state of apt, on the mirror that this machine is set up for ------------------------------------
-mkdir -p "$cache"/apt/{lists,archives}/partial "$cache/kernels" "$cache/tools"
-codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-apt=(-qq -o Dir::Etc::sourcelist="$cache/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
-  -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::lists="$cache/apt/lists"
-  -o Dir::Cache="$cache/apt" -o APT::Sandbox::User=root -o APT::Default-Release="$codename"
-  -o Acquire::Languages=none -o Acquire::Retries=3)
-
-fetch_lists() {
-  [ -z "$update" ] && [ -e "$cache/apt/complete" ] && return
-  say "fetching the lists of packages"
-  local mirror suite keys=/usr/share/keyrings/debian-archive-keyring.gpg
-  # $(...) are apt's fields here
-  # shellcheck disable=SC2016
-  apt-get indextargets --format '$(CREATED_BY) $(ORIGIN) $(LABEL) $(REPO_URI) $(RELEASE) $(COMPONENT)' |
-    awk '$1 == "Packages" && $2 == "Debian" { print $3, $4, $5, $6 }' >"$cache/apt/machine"
-  mirror=$(awk '$1 == "Debian" { print $2; exit }' "$cache/apt/machine")
-  [ -n "$mirror" ] || die "apt knows no Debian mirror: was apt-get update never run?"
-  {
-    cut -d' ' -f2- "$cache/apt/machine"
-    for suite in bullseye bookworm "$codename-backports" trixie sid; do echo "$mirror $suite main"; done
-  } | sort -u | sed "s|^|deb [signed-by=$keys] |" >"$cache/apt/sources.list"
-  apt-get "${apt[@]}" update || say "some lists could not be had; the others will do"
-  [ -n "$(apt-cache "${apt[@]}" pkgnames linux-image-)" ] || die "no list of packages could be had"
-  touch "$cache/apt/complete"
-}
-
-unpack() { # unpack FOLDER PACKAGE[/SUITE]...: as on a system whose /bin and /lib are links into /usr
-  local into=$1 folder debs package
-  shift
-  for folder in bin sbin lib lib64; do
-    mkdir -p "$into/usr/$folder"
-    [ -e "$into/$folder" ] || ln -s "usr/$folder" "$into/$folder"
-  done
-  debs=$(mktemp -d "$cache/unpack.XXXXXX")
-  (cd "$debs" && apt-get "${apt[@]}" download "$@") || { rm -rf "$debs"; return 1; }
-  for package in "$debs"/*.deb; do
-    dpkg-deb --fsys-tarfile "$package" | tar --extract --keep-directory-symlink --directory="$into"
-  done
-  rm -rf "$debs"
-}
-
-# --- tools ----------------------------------------------------------------------------------------------------
-# The newest udev that goes with this machine's libraries. Its rules of before 255 make no /dev/disk/by-loop-*, and
-# so open a device less often than those of today: trixie's are taken instead.
-tools=$cache/tools/$codename
-if [ ! -e "$tools/complete" ]; then
-  fetch_lists
-  say "fetching busybox, kmod and udev"
-  rm -rf "$tools"
-  unpack "$tools" busybox-static kmod libkmod2
-  backports=$codename-backports
-  unpack "$tools" "udev/$backports" "libudev1/$backports" 2>/dev/null || unpack "$tools" udev libudev1
-  rules=usr/lib/udev/rules.d/60-persistent-storage.rules
-  if ! grep -q by-loop "$tools/$rules"; then
-    unpack "$tools.newer" udev/trixie
-    cp "$tools.newer/$rules" "$tools/$rules"
-    rm -rf "$tools.newer"
-  fi
-  touch "$tools/complete"
-fi
+mkdir -p "$cache/kernels"
+# shellcheck source=scripts/guests/packages.sh
+. "$here/../guests/packages.sh"
+fetch_tools
 
 # --- kernel: its package or, where it is split, the packages of the same version --------------------------------
 newest_wanted() { # of lines with releases; neither the real-time kernels nor those for clouds, which have no 9p

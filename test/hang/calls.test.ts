@@ -61,8 +61,8 @@ function wantedOf({ stopped, killed }: Call, state: string): string {
 }
 
 /**
- * Its endings with a timeout, and with a signal, of a second, side by side, while the server is in that state. What needs
- * no server has more time: on a busy machine a second can be too short for a look at all processes.
+ * Its endings with a timeout, and with a signal, of a second, side by side, while the server is in that state. What is not
+ * to be given up has more time: on a busy machine a second can be too short for it.
  */
 async function callTwice(
   each: Call,
@@ -71,8 +71,8 @@ async function callTwice(
   state: string,
 ): Promise<{ scene: Scene; ending: Ending<unknown>; signal: AbortSignal | undefined }[]> {
   const { call, options, signalOnly, takesLong } = each
-  const isDone = wantedOf(each, state) === 'done'
-  const time = isDone ? 5 * SECOND : SECOND
+  const isToEnd = !['waits', 'half', 'ends'].includes(wantedOf(each, state))
+  const time = isToEnd ? limit(5 * SECOND) : SECOND
   const scenes: Scene[] = []
   for (const name of signalOnly ? ['signal'] : ['timeout', 'signal']) {
     scenes.push({
@@ -90,7 +90,7 @@ async function callTwice(
       const signal = isTimed ? undefined : AbortSignal.timeout(time)
       const ending = await endingOf(
         call(scene, signal ? { signal } : { timeout: time }),
-        isDone || takesLong ? limit(10 * SECOND) : undefined,
+        isToEnd || takesLong ? limit(10 * SECOND) : undefined,
       )
       return { scene, ending, signal }
     }),

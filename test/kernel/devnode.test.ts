@@ -33,6 +33,7 @@ import {
   TWO,
 } from './partitioned.ts'
 import { needs } from '../needs.ts'
+import { limit } from '../scale.ts'
 import { failure, removeDevice, sysfs, test, unusedNumber } from './support.ts'
 
 beforeEach(() => needs('sfdisk'))
@@ -177,7 +178,7 @@ test('createNode: false makes none', async ({ folder, image }) => {
   expect(nodesOf(remote)).toEqual([])
   // Nor of partitions
   mknod(remote.path(`/dev/loop${number}`), `7:${number}`)
-  const given = { number, createNode: false, partscan: 'user', timeout: 50 }
+  const given = { number, createNode: false, partscan: 'user', timeout: limit(50) }
   expect((await remote.refused('node-missing', 'attach', file, given)).message).toContain(`/dev/loop${number}p1`)
   expect(nodesOf(remote)).toEqual([`loop${number}`])
   expect(sysfs(number, 'loop/backing_file')).toBeUndefined()

@@ -695,6 +695,8 @@ describe('partitions left by a process that was killed', () => {
     await vi.waitUntil(() => sysfs(number, 'loop/backing_file') === undefined, limit(1_000))
     if (Object.keys(knownPartitions(number)).length === 0) skipForKernel('leftover partitions')
     const again = await opener(`/dev/loop${number}p2`)
+    // On 6.1 the kernel looks for partitions at this open, and forgets them; the user of one is not to be seen then.
+    if (Object.keys(knownPartitions(number)).length === 0) skipForKernel('leftover partitions')
     for (const partscan of ['user', true, false] as const) {
       const error = await failure('in-use', () => attach(twoImage(image, 'next'), { number, partscan, timeout: 0 }))
       expect(error.holders).toContainEqual(expect.objectContaining({ device: `/dev/loop${number}p2`, pid: again.pid }))

@@ -11,6 +11,7 @@ import { encodeConfig } from '../../lib/kernel/uapi.ts'
 import * as ioctl from '../../lib/ioctl.ts'
 import { explain } from '../../lib/errors/explain.ts'
 import { OWN_DEV, privately } from './environments.ts'
+import { skipForKernel } from '../needs.ts'
 import { failure, openFile, sysfs, test, unusedNumber } from './support.ts'
 
 const MiB = 1 << 20
@@ -38,6 +39,23 @@ async function withFreeDevice(use: (fd: number, number: number) => Promise<void>
   } finally {
     await control.remove(number)
   }
+}
+
+/** Skips the test where the driver takes such a file without looking. */
+async function needsLookAtFile(): Promise<void> {
+  let isTaken = false
+  await withFreeDevice((fd) =>
+    withFile(ODD_FILE, async (backingFd) => {
+      try {
+        await ioctl.loopSetFd(fd, backingFd)
+        isTaken = true
+        await ioctl.loopClrFd(fd)
+      } catch {
+        // It is refused: what the test wants.
+      }
+    }),
+  )
+  if (isTaken) skipForKernel('look at the file')
 }
 
 /** Both twins fail with that reason, from EINVAL if not said otherwise, and with that message. */
@@ -119,6 +137,7 @@ describe('EINVAL from LOOP_CHANGE_FD', () => {
   })
 
   test('a file that the driver cannot read: no read_iter', async ({ image }) => {
+    await needsLookAtFile()
     await using device = await attach(image('image'), { readOnly: true, sizeLimit: 512 })
     await using empty = await attach(image('empty', 0), { readOnly: true })
     expect(sysfs(empty.number, 'size')).toBe('0')
@@ -170,6 +189,7 @@ describe('EINVAL from LOOP_CONFIGURE', () => {
   })
 
   test('a file that the driver cannot read', async () => {
+    await needsLookAtFile()
     await withFreeDevice(async (fd) => {
       await configuring(fd, ODD_FILE, 'not-a-file-or-block-device', /of that filesystem \(proc\)/)
     })
@@ -300,9 +320,6 @@ describe('partitions', () => {
       ioctl.blkPgAddPartition(device.fd, { number, start, length })
     const { fd } = device
     expect((await failure('bad-partition-table', () => add(1, 512n, 4096n))).message).toMatch(/multiples of .* 4096/)
-    expect((await failure('bad-partition-table', () => add(1, 0n, BigInt(2 * MiB)))).message).toMatch(
-      /ends at 2097152, the device at 1048576/,
-    )
     expect((await failure('bad-partition-table', () => add(256, 0n, 4096n))).message).toMatch(/beyond the 255/)
     expect((await failure('bad-partition-table', () => add(1, 0n, 0n))).message).toMatch(/empty/)
     await failure('no-such-device', () => ioctl.blkPgDelPartition(fd, 1))
@@ -314,6 +331,14 @@ describe('partitions', () => {
     } finally {
       await ioctl.blkPgDelPartition(fd, 1)
     }
+    const beyond = await add(1, 0n, BigInt(2 * MiB)).catch((error: unknown) => error)
+    if (beyond === undefined) {
+      await ioctl.blkPgDelPartition(fd, 1)
+      skipForKernel('bounds of BLKPG')
+    }
+    expect((await failure('bad-partition-table', () => add(1, 0n, BigInt(2 * MiB)))).message).toMatch(
+      /ends at 2097152, the device at 1048576/,
+    )
   })
 
   test('BLKRRPART without partition scan', async ({ image }) => {

@@ -3,17 +3,22 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, openSync, readFileSync, statSync } from 'node:fs'
-import { beforeEach, describe, expect, onTestFinished } from 'vitest'
+import { beforeEach, describe, expect, onTestFinished, vi } from 'vitest'
 import { attach, open } from '../../lib/index.ts'
 import { observe } from '../../lib/kernel/observe-calls.ts'
 import { env, needs, needsKernel } from '../needs.ts'
 import { failure, test } from '../kernel/support.ts'
-import { times } from '../scale.ts'
+import { limit, times } from '../scale.ts'
 import { expectDetached } from './support.ts'
 
-/** Whether another process could have the lock. */
+/** Whether another process could not have the lock. */
 function isLocked(path: string): boolean {
   return spawnSync('flock', ['--nonblock', '--exclusive', path, 'true']).status !== 0
+}
+
+/** Where udev runs, it has the lock for a moment to look at the device. */
+async function expectUnlocked(path: string, message?: string): Promise<void> {
+  await vi.waitFor(() => expect(isLocked(path), message).toBe(false), { timeout: limit(5_000) })
 }
 
 beforeEach(() => needs('flock'))
@@ -21,7 +26,7 @@ beforeEach(() => needs('flock'))
 describe('the lock', () => {
   test('is there until it is released, and keeps nobody from the device', async ({ image }) => {
     await using device = await attach(image('disk'))
-    expect(isLocked(device.path)).toBe(false)
+    await expectUnlocked(device.path)
     const lock = await device.lock()
     expect(isLocked(device.path)).toBe(true)
     const { ino } = statSync(device.path)
@@ -30,14 +35,14 @@ describe('the lock', () => {
     execFileSync('mkfs.ext4', ['-q', device.path], { env })
 
     await lock.release()
-    expect(isLocked(device.path)).toBe(false)
+    await expectUnlocked(device.path)
     await lock.release()
     {
       await using again = await device.lock()
       expect(again).not.toBe(lock)
       expect(isLocked(device.path)).toBe(true)
     }
-    expect(isLocked(device.path)).toBe(false)
+    await expectUnlocked(device.path)
   })
 
   test('ends with detach, with release, and with close', async ({ image }) => {
@@ -48,7 +53,7 @@ describe('the lock', () => {
       expect(isLocked(device.path)).toBe(true)
       const lock = await device.lock()
       await (end === 'detach' ? device.detach({ lazy: true }) : device[end]())
-      expect(isLocked(device.path), end).toBe(false)
+      await expectUnlocked(device.path, end)
       await lock.release()
       await other.detach()
       expectDetached(file)
@@ -98,7 +103,7 @@ describe('the lock', () => {
       expect(locked).toMatchObject({ loopConfigure: true, close: true })
       expect(isLocked(path)).toBe(true)
       expect(await device.detach()).toBe('detached')
-      expect(isLocked(path)).toBe(false)
+      await expectUnlocked(path)
     }
   })
 
@@ -111,7 +116,7 @@ describe('the lock', () => {
     expect(await device.lock()).toBe(lock)
     closeSync(fd)
     await lock.release()
-    expect(isLocked(device.path)).toBe(false)
+    await expectUnlocked(device.path)
     expect(await device.detach()).toBe('detached')
   })
 

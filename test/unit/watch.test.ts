@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { parseUevent } from '../../lib/kernel/uevent.ts'
 import type { LoopInfo } from '../../lib/observe/list.ts'
-import { compare, type Known, know } from '../../lib/observe/events.ts'
+import { compare, type Hint, type Known, know } from '../../lib/observe/events.ts'
 
 /** As the kernel sends it. */
 function message(header: string, ...fields: string[]): Buffer {
@@ -27,7 +27,12 @@ function ofLoop(number: number, action: string, ...more: string[]): Buffer {
 
 describe('parseUevent', () => {
   test('tells the action, the device, and that its medium is another', () => {
-    expect(parseUevent(ofLoop(7, 'change'))).toEqual({ action: 'change', number: 7, mediaChange: false })
+    expect(parseUevent(ofLoop(7, 'change'))).toEqual({
+      action: 'change',
+      number: 7,
+      mediaChange: false,
+      diskSeq: 12,
+    })
     expect(parseUevent(ofLoop(1_048_575, 'add'))).toMatchObject({ action: 'add', number: 1_048_575 })
     expect(parseUevent(ofLoop(7, 'change', 'DISK_MEDIA_CHANGE=1'))).toMatchObject({ mediaChange: true })
     expect(parseUevent(ofLoop(7, 'change', 'DISK_MEDIA_CHANGE=0'))).toMatchObject({ mediaChange: false })
@@ -69,17 +74,18 @@ const attached: LoopInfo = { ...free, diskSeq: 11, attached: true, backingFile: 
 const readOnly: LoopInfo = { ...attached, readOnly: true }
 
 function known(info: LoopInfo): Known {
-  return { info, going: false }
+  return { info, going: false, hasBlockSize: true }
 }
 
-const DETACHED = { removed: false, detached: true }
-const REMOVED = { removed: true, detached: false }
+/** With the number that it had when it was attached, and after that. */
+const DETACHED: Hint = { removed: [], detached: [11] }
+const REMOVED: Hint = { removed: [12], detached: [] }
 
 const add = (info: LoopInfo) => ({ type: 'add', number: 7, info })
 const attach = (info: LoopInfo) => ({ type: 'attach', number: 7, info })
 const detach = (info: LoopInfo) => ({ type: 'detach', number: 7, info })
 
-function types(was: LoopInfo, now: LoopInfo, hint?: typeof DETACHED): string[] {
+function types(was: LoopInfo, now: LoopInfo, hint?: Hint): string[] {
   return compare(7, known(was), now, hint).map(({ type }) => type)
 }
 
@@ -134,6 +140,8 @@ describe('compare', () => {
     const changed = { ...readOnly, diskSeq: 12, backingFile: '/b' }
     expect(types(readOnly, changed)).toEqual(['change'])
     expect(types(readOnly, changed, DETACHED)).toEqual(['detach', 'attach'])
+    // What was detached or removed afterwards is no part of it.
+    expect(types(readOnly, changed, { removed: [12], detached: [12] })).toEqual(['change'])
     expect(types(readOnly, { ...changed, offset: 512 })).toEqual(['detach', 'attach'])
     expect(types(readOnly, { ...changed, size: 512 })).toEqual(['detach', 'attach'])
     expect(types(attached, { ...attached, diskSeq: 12, backingFile: '/b' })).toEqual(['detach', 'attach'])

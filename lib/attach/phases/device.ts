@@ -13,7 +13,7 @@ import { close, O_RDONLY, O_RDWR } from '../../kernel/files.ts'
 import type { Sequence } from '../../kernel/sequence.ts'
 import { isServed } from '../../kernel/servers.ts'
 import { isUdevRunning } from '../../kernel/system.ts'
-import { linksWithoutPartitions } from '../../kernel/sysfs.ts'
+import * as sysfs from '../../kernel/sysfs.ts'
 import { CONFIG_SIZE, decodeInfo, INFO_SIZE } from '../../kernel/uapi.ts'
 import { dropLeftovers } from '../../partitions/blkpg.ts'
 import { type Attaching, known } from '../attaching.ts'
@@ -48,7 +48,7 @@ export class DevicePhase implements Phase {
   plan(sequence: Sequence): (() => void) | undefined {
     const work = this.#work
     const number = this.#free.likely
-    const links = linksWithoutPartitions('free')
+    const links = sysfs.linksWithoutPartitions('free')
     // K4: where udev is there, a node of another name is opened.
     const isHidden = work.settings.partscan && isUdevRunning()
     if (number === undefined || links === undefined || isHidden || !work.isPredictable) return undefined
@@ -70,6 +70,7 @@ export class DevicePhase implements Phase {
     const work = this.#work
     const number = await this.#free.choose(known(work.control))
     work.number = number
+    const left = sysfs.hasPartitions(number) ? sysfs.readPartitions(number) : []
     const fd = await this.#free.open(number, this.#flags())
     if (fd < 0) {
       const failure = { call: 'open', errno: fd, path: devicePath(number), number }
@@ -78,7 +79,7 @@ export class DevicePhase implements Phase {
     work.device = fd
     if (work.wanted.lock) await this.#lockEarly(number)
     await this.#refusals.assertInTime(number)
-    const busy = await dropLeftovers(number)
+    const busy = await dropLeftovers(number, left)
     if (!busy) return undefined
     // Partitions are left on the device that cannot be removed: where any device will do, another one.
     const role = busy.call === 'open' ? 'open device' : 'BLKPG delete'

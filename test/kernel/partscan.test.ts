@@ -1,4 +1,4 @@
-/** partscan: true. The kernels of the guests have parsers for both tables; and udev, which can make them scan again (K4). */
+/** partscan: true, by the kernel's parsers or, where it has none, by BLKPG; and with udev, which can make it scan again (K4). */
 
 import { execFileSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readSync, writeSync } from 'node:fs'
@@ -6,7 +6,7 @@ import { beforeEach, describe, expect } from 'vitest'
 import { attach } from '../../lib/index.ts'
 import { needs } from '../needs.ts'
 import { times } from '../scale.ts'
-import { hasUdev, settleUdev, sysfs, test } from '../kernel/support.ts'
+import { hasUdev, settleUdev, sysfs, test } from './support.ts'
 
 const MiB = 1 << 20
 const ROUNDS = Math.max(3, times(20))
