@@ -2,6 +2,7 @@ import { defineConfig } from 'vitest/config'
 import { AT_ONCE } from './test/workers.ts'
 import { limit } from './test/scale.ts'
 import { SkipReporter } from './test/skips.ts'
+import { AloneLast } from './test/alone-last.ts'
 
 export default defineConfig({
   test: {
@@ -12,6 +13,8 @@ export default defineConfig({
       .filter((name) => process.env[`LOOPCTL_${name.toUpperCase()}`] === undefined)
       .map((name) => `test/${name}/**`),
     globalSetup: ['test/gate.ts'],
+    setupFiles: ['test/beside.ts'],
+    sequence: { sequencer: AloneLast },
     fileParallelism: AT_ONCE > 1,
     maxWorkers: AT_ONCE,
     testTimeout: limit(20_000),
