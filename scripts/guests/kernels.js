@@ -92,7 +92,7 @@ const GUESTS = [
     class: 'part',
     disk: '3G,4096',
     udev: true,
-    only: ['attach', 'mount', 'kernel/partscan', 'kernel/partitions', 'kernel/detach'],
+    only: ['attach', 'mount', 'hang/udev', 'kernel/partscan', 'kernel/partitions', 'kernel/detach'],
   },
   {
     kernel: '6.1',
@@ -100,7 +100,7 @@ const GUESTS = [
     class: 'part',
     disk: '3G',
     udev: true,
-    only: ['mount/lock', 'kernel/partscan', 'kernel/detach'],
+    only: ['mount/lock', 'hang/udev', 'kernel/partscan', 'kernel/detach'],
   },
   {
     kernel: '7.3-builtin',
