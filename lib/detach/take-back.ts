@@ -16,8 +16,13 @@ export async function takeBack(handle: Handle, autoclear: boolean): Promise<void
   const plain = await openDevice(handle.number, O_RDONLY, handle.bound)
   // No descriptor to be had: the exclusive one serves, and is better than none.
   if (plain < 0) throw handle.explain('open', plain)
-  const answer = await handle.calls.dup3(plain, handle.descriptor)
-  await close(plain)
+  let answer: number
+  try {
+    answer = await handle.calls.dup3(plain, handle.descriptor)
+  } finally {
+    // Also where there was no time left for dup3.
+    await close(plain)
+  }
   if (answer < 0) throw handle.explain('dup3', answer)
   await relock(handle)
 }
