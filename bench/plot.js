@@ -14,6 +14,8 @@ import { toMarkdown } from './report.js'
 /** @typedef {import('./measure.js').Row} Row */
 /** @typedef {import('vega-lite').TopLevelSpec} Spec */
 
+const SUMMARY = '<!-- summary: written by npm run bench:plot -->'
+const END_OF_SUMMARY = '<!-- end of summary -->'
 const BEGIN = '<!-- results: written by npm run bench:plot -->'
 const END = '<!-- end of results -->'
 
@@ -190,8 +192,42 @@ await draw('benchmarks-operations', drawOperations(report.rows))
 await draw('benchmarks-list', drawList(report.rows))
 await draw('benchmarks-many', drawMany(report.rows))
 
+/** @param {number} nanoseconds */
+function milliseconds(nanoseconds) {
+  return `${Number((nanoseconds / 1e6).toPrecision(2))} ms`
+}
+
+/** @param {number} factor */
+function times(factor) {
+  return factor < 10 ? factor.toFixed(1) : factor.toFixed(0)
+}
+
+/** @param {string} row @param {string} who */
+function medianOf(row, who) {
+  return report.rows.find(({ name }) => name === row)?.results.find((one) => one.who === who)?.median ?? Number.NaN
+}
+
+/** What can be read without the rest; undefined where only a part was measured. */
+function summary() {
+  const [whole, mounted] = ['attach, status, detach; file on tmpfs', 'mount, unmount; ext4 on tmpfs']
+  const lists = report.rows.findLast(({ name }) => name.startsWith('list; '))?.name ?? ''
+  const [loopctl, losetup, c] = ['loopctl', 'losetup', 'C, careful'].map((who) => medianOf(whole, who))
+  const [mount, people] = ['loopctl', 'losetup, mount, umount, losetup'].map((who) => medianOf(mounted, who))
+  const slower = medianOf(lists, 'loopctl') / medianOf(lists, 'losetup')
+  if (!loopctl || !losetup || !c || !mount || !people || !slower) return undefined
+  return `Attach, status and detach of one device take ${milliseconds(loopctl)}; attach and detach by two runs of \`losetup\` take ${times(losetup / loopctl)} times as long. To mount an image and unmount it takes ${milliseconds(mount)}, and ${milliseconds(people)} with four programs. A C program that makes the same system calls takes ${milliseconds(c)} for one device; \`list()\` with ${lists.replaceAll(/\D/g, '')} devices takes ${times(slower)} times as long as \`losetup --list\`.`
+}
+
 const page = join(folder, 'benchmarks.md')
-const [before, rest] = readFileSync(page, 'utf8').split(BEGIN)
-const after = rest?.split(END)[1]
-if (before === undefined || after === undefined) throw new Error(`${page}: no ${BEGIN} or no ${END}`)
-writeFileSync(page, `${before}${BEGIN}\n\n${toMarkdown(report)}\n\n${END}${after}`)
+let text = readFileSync(page, 'utf8')
+for (const [begin, end, content] of [
+  [SUMMARY, END_OF_SUMMARY, summary()],
+  [BEGIN, END, toMarkdown(report)],
+]) {
+  if (content === undefined) continue
+  const [before, rest] = text.split(begin ?? '')
+  const after = rest?.split(end ?? '')[1]
+  if (before === undefined || after === undefined) throw new Error(`${page}: no ${begin} or no ${end}`)
+  text = `${before}${begin}\n\n${content}\n\n${end}${after}`
+}
+writeFileSync(page, text)
