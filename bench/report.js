@@ -77,8 +77,19 @@ export function toText({ machine, rows }) {
 
 /** @param {import('./run.js').Report} report */
 export function toMarkdown({ machine, rows }) {
-  const lines = [HEADINGS, HEADINGS.map((_, i) => (toTheRight.has(i) ? '--:' : '---')), ...rows.flatMap(linesOf)]
-  return [`Measured on: ${describe(machine)}.`, '', ...lines.map((cells) => `| ${cells.join(' | ')} |`)].join('\n')
+  const table = toTable([HEADINGS, ...rows.flatMap(linesOf)], (column) => toTheRight.has(column))
+  return `Measured on: ${describe(machine)}.\n\n${table}`
+}
+
+/**
+ * As Markdown has it; the first line is the head.
+ *
+ * @param {readonly (readonly string[])[]} lines
+ * @param {(column: number) => boolean} isToTheRight
+ */
+export function toTable([head = [], ...rest], isToTheRight) {
+  const rule = head.map((_, column) => (isToTheRight(column) ? '--:' : '---'))
+  return [head, rule, ...rest].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
 }
 
 /** @param {Record<string, string | number>} machine */

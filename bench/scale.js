@@ -13,6 +13,7 @@ import { parseArgs } from 'node:util'
 import { attach, find, list, watch } from 'loopctl'
 import { complain } from '../examples/support.js'
 import { time } from './measure.js'
+import { toTable } from './report.js'
 import { Worker } from './workers.js'
 import { Workshop } from './workshop.js'
 
@@ -137,17 +138,13 @@ async function measureProcesses(workshop, count) {
   }
 }
 
-/** @param {string[]} cells */
-function line(cells) {
-  return `| ${cells.join(' | ')} |`
-}
-
 /** One column for each number of devices. @param {Record<string, string>[]} columns */
-function toTable(columns) {
+function describe(columns) {
   const names = [...new Set(columns.flatMap((column) => Object.keys(column)))]
-  const rows = names.map((name) => [name, ...columns.map((column) => column[name] ?? '')])
-  const [head = [], ...rest] = rows
-  return [line(head), line(head.map((_, i) => (i === 0 ? '---' : '--:'))), ...rest.map(line)].join('\n')
+  return toTable(
+    names.map((name) => [name, ...columns.map((column) => column[name] ?? '')]),
+    (column) => column > 0,
+  )
 }
 
 const { values } = parseArgs({
@@ -170,7 +167,7 @@ try {
     '',
     `Kernel ${release().split('-')[0]}, Node ${process.version}, files on tmpfs, no udev; ${new Date().toISOString().slice(0, 10)}.`,
     '',
-    toTable(columns),
+    describe(columns),
     '',
     processes,
     '',

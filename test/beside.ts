@@ -1,8 +1,8 @@
 /**
  * Which files of tests run beside each other, in this run and in any other on the machine. A device whose server does not
  * answer is everybody's: whoever looks at all devices has a thread in it, and a process cannot end before its threads. And
- * a mount namespace that is made has all mounts of that moment. So files that stop a server, or that cannot bear that
- * somebody has their mount, are alone.
+ * a mount namespace that is made has all mounts of that moment; and the node that was made for a free device stays where
+ * somebody else has just taken that. So files are alone that stop a server, or cannot bear one of the others.
  */
 
 import { type ChildProcess, spawn } from 'node:child_process'

@@ -149,26 +149,15 @@ export function callBounded<T>(
   const end = performance.now() + left
   const gate = asked === undefined ? undefined : gateOf(asked)
   const entered = gate?.enter(end, signal) ?? true
-  return entered === true
-    ? startBounded(name, start, end, signal, asked, gate)
-    : startAfter(entered, name, start, end, signal, asked, gate)
-}
-
-async function startAfter<T>(
-  entered: Promise<boolean>,
-  name: string,
-  start: () => Promise<T>,
-  end: number,
-  signal: AbortSignal | undefined,
-  asked: Asked | undefined,
-  gate: Gate | undefined,
-): Promise<T> {
-  if (!(await entered)) throw new GivenUp(name, asked, signal)
-  if (signal?.aborted === true) {
-    gate?.leave(false)
-    throw new GivenUp(name, asked, signal)
-  }
-  return startBounded(name, start, end, signal, asked, gate)
+  if (entered === true) return startBounded(name, start, end, signal, asked, gate)
+  return entered.then((hasEntered) => {
+    if (!hasEntered) throw new GivenUp(name, asked, signal)
+    if (signal?.aborted === true) {
+      gate?.leave(false)
+      throw new GivenUp(name, asked, signal)
+    }
+    return startBounded(name, start, end, signal, asked, gate)
+  })
 }
 
 /** Without awaiting anything: the call has begun when this returns. */

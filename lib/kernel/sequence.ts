@@ -223,6 +223,7 @@ export class Sequence {
     for (const { bytes, room } of this.#copies) bytes.set(room.bytes)
     if (this.#planned !== undefined) this.#tell(this.#planned)
   }
+
   #tell(planned: readonly Planned[]): void {
     for (const { name, values, step } of planned) {
       if (step.answer === undefined) continue

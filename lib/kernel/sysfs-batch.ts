@@ -8,13 +8,13 @@ import { Sequence, type Step } from './sequence.ts'
 import {
   backingFileOf,
   decodeBackingFile,
+  decodeTexts,
   deviceDirectory,
   encodeList,
   isBound,
   LACKING,
   newAttribute,
 } from './sysfs.ts'
-import { little } from './uapi.ts'
 
 const { ENODEV, ENOENT } = constants.errno
 
@@ -135,25 +135,20 @@ function directoriesOf({ directory }: Form, numbers: readonly number[]): Uint8Ar
 }
 
 function decode({ attributes }: Form, numbers: readonly number[], bytes: Buffer): Found {
-  const integers = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  // Once for all: a conversion for each of thousands of files costs more than to read them.
-  const all = bytes.toString('latin1')
-  const found: (DeviceFiles | undefined)[] = []
-  let at = 0
-  while (found.length < numbers.length) {
+  const answers = decodeTexts(bytes)
+  const lack = answers.find((answer) => typeof answer === 'number' && LACKING.has(answer))
+  if (typeof lack === 'number') return lack
+  return numbers.map((_, device) => {
     const texts: Texts = {}
     const errors: Errors = {}
+    let at = device * attributes.length
     for (const name of attributes) {
-      const length = integers.getInt32(at, little)
-      at += 4
-      if (LACKING.has(length)) return length
-      if (length < 0) errors[name] = length
-      else texts[name] = all.slice(at, at + length)
-      at += Math.max(0, length)
+      const answer = answers[at++]
+      if (typeof answer === 'number') errors[name] = answer
+      else if (answer !== undefined) texts[name] = answer
     }
-    found.push(toFiles(texts, errors))
-  }
-  return found
+    return toFiles(texts, errors)
+  })
 }
 
 type Texts = Partial<Record<Attribute, string>>

@@ -112,15 +112,23 @@ function toPartition(
 
 /** The files of these names in each of the directories, in one call; undefined where one cannot be read. */
 function readAttributesSync(directories: readonly string[], names: readonly string[]): (string | undefined)[] {
-  const bytes = binding().sysfsReadSync(encodeList(directories), encodeList(names))
-  const texts: (string | undefined)[] = []
+  const answers = decodeTexts(binding().sysfsReadSync(encodeList(directories), encodeList(names)))
+  return answers.map((answer) => (typeof answer === 'number' ? undefined : answer.trimEnd()))
+}
+
+/** What the addon's sysfsRead answers, in the order in which it was asked: each text as latin1, or -errno. */
+export function decodeTexts(bytes: Buffer): (string | number)[] {
+  const lengths = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  // Once for all: a conversion for each of thousands of files costs more than to read them.
+  const all = bytes.toString('latin1')
+  const answers: (string | number)[] = []
   for (let at = 0; at < bytes.length;) {
-    const length = little ? bytes.readInt32LE(at) : bytes.readInt32BE(at)
+    const length = lengths.getInt32(at, little)
     at += 4
-    texts.push(length < 0 ? undefined : bytes.toString('latin1', at, at + length).trimEnd())
+    answers.push(length < 0 ? length : all.slice(at, at + length))
     at += Math.max(0, length)
   }
-  return texts
+  return answers
 }
 
 /** Texts that each end in a NUL, as the addon takes them. */

@@ -17,7 +17,7 @@ const RUN = join(ROOT, 'scripts/uml/run')
 const FOLDERS = ['attach', 'container', 'faults', 'hang', 'hostile', 'images', 'kernel', 'model', 'mount', 'stress']
 
 /**
- * What is shorter in CI's form, and why, by class of guest: a guest of class `whole` runs all of it. Files, or tests by
+ * What is left out without --long, and why, by class of guest: a guest of class `whole` runs all of it. Files, or tests by
  * their names.
  *
  * @typedef {'whole' | 'slow' | 'part'} Class

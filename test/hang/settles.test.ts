@@ -17,9 +17,9 @@ const MANY = 12
 
 /** The program as plain JavaScript, with the library as it is built. */
 async function buildProgram(folder: string): Promise<string> {
-  const outfile = join(folder, 'alone.mjs')
+  const outfile = join(folder, 'settles.mjs')
   await build({
-    entryPoints: [fileURLToPath(new URL('alone.ts', import.meta.url))],
+    entryPoints: [fileURLToPath(new URL('settles.ts', import.meta.url))],
     outfile,
     bundle: true,
     platform: 'node',
