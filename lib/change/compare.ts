@@ -1,8 +1,7 @@
 /** Whether two descriptors show the same bytes. */
 
-import { constants } from 'node:os'
 import type { Deadline } from '../common/deadline.ts'
-import { LoopError, refusal } from '../errors/errors.ts'
+import { type LoopError, refusal } from '../errors/errors.ts'
 import { explain } from '../errors/explain.ts'
 import { type Asked, within } from '../kernel/bounded.ts'
 import { compareExtents, LOOK_FOR_HOLES } from '../kernel/extents.ts'
@@ -23,7 +22,7 @@ export interface Window {
  * Compares `size` bytes from where the windows begin. What is a hole in both files is not read; with `everything` all is.
  *
  * @param onBatch called with the place that the comparison has come to
- * @throws `content-differs` with the first place that does, `io`, `timeout`, the signal's reason
+ * @throws `content-differs` with the first place that does, `replaced` where a device ends early, `io`, `timeout`, the signal's reason
  */
 export async function compareContents(
   left: Window,
@@ -39,21 +38,20 @@ export async function compareContents(
     const [fds, starts] = [[left.fd, right.fd] as const, [left.start, right.start] as const]
     const step = await compareExtents(calls, fds, starts, { at, end: size, flags }, BATCH)
     if (step.fault === 'differs') throw differs(left, right, step.at)
-    const { path, start } = step.side === 0 ? left : right
-    if (step.fault === 'ends') throw ends(path, start + step.at)
-    if (step.fault) throw explain({ call: 'read', errno: step.error, path })
+    const side = step.side === 0 ? left : right
+    if (step.fault === 'ends') throw endsEarly(side, side.start + step.at)
+    if (step.fault) throw explain({ call: 'read', errno: step.error, path: side.path })
     at = step.at
     onBatch(at)
   }
 }
 
-function ends(path: string, near: bigint): LoopError {
-  return new LoopError({
-    reason: 'io',
-    errno: -constants.errno.EIO,
-    syscall: 'read',
+/** A device has its size for as long as nobody changes what it shows, even if they change it back. */
+export function endsEarly({ path, asked }: Pick<Window, 'path' | 'asked'>, near: bigint): LoopError {
+  if (typeof asked !== 'number') return refusal('io', 'read', `ends near byte ${near}, before all was read`, { path })
+  return refusal('replaced', 'read', `ended near byte ${near}: somebody changed what it shows meanwhile`, {
     path,
-    detail: `ends near byte ${near}, in the middle of what is to be compared`,
+    hint: 'try again with the device as it is now',
   })
 }
 

@@ -19,7 +19,7 @@ import { closeSoon } from '../kernel/files.ts'
 import * as folder from '../kernel/folder.ts'
 import { readBackingFile } from '../kernel/sysfs.ts'
 import type { LoopInfo64 } from '../kernel/uapi.ts'
-import { BATCH } from './compare.ts'
+import { BATCH, endsEarly } from './compare.ts'
 import { assertNotOver } from './progress.ts'
 
 const { EINVAL, ENOSYS, ENOTSUP, EXDEV } = constants.errno
@@ -112,7 +112,7 @@ async function ownerOf(calls: Bounded, { fd, stat }: folder.OpenFile): Promise<O
 
 /**
  * @param onBatch called with the bytes of the window that are done, holes included
- * @throws `no-space`, `io`, `timeout`, the signal's reason
+ * @throws `no-space`, `replaced` where the device ends early, `io`, `timeout`, the signal's reason
  */
 export async function copyWindow(
   source: Source,
@@ -245,9 +245,7 @@ class Copier {
 
   #failure({ fault, error, at }: CopyStep): Error {
     const { path, start } = this.#source
-    if (fault === 'ends') {
-      return refusal('io', 'read', `ends at byte ${at - this.#window.start + start}`, { path })
-    }
+    if (fault === 'ends') return endsEarly(this.#source, at - this.#window.start + start)
     if (fault === 'read') return explain({ call: 'read', errno: error, path })
     return explain({ call: fault ?? 'write', errno: error, path: this.#to.path }, 'create destination')
   }

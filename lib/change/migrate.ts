@@ -138,7 +138,7 @@ async function fill(migration: Migration): Promise<CopyResult> {
     return await copyAndVerify(migration)
   } catch (error) {
     // Where the source is the device, it ends early or differs because somebody has changed what the device shows.
-    if (LoopError.is(error, 'io') || LoopError.is(error, 'content-differs')) {
+    if (LoopError.is(error) && ['io', 'content-differs', 'replaced'].includes(error.reason)) {
       await assertShowsSame(migration.target, migration.shown)
     }
     throw error
